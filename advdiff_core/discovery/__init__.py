@@ -1,0 +1,1 @@
+"""Plugins: found by their entry points, imported when a recipe names them."""

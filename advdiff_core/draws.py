@@ -1,0 +1,116 @@
+"""Random numbers keyed by what they are for, so that nothing else in a recipe can change them.
+
+A stream of a step is drawn in blocks of `BLOCK` consecutive samples of the global batch, each from its own
+generator keyed by (seed, step, stream, block). A rank or a micro-batch draws just the blocks it covers, so
+the numbers of a sample depend on neither world size, micro-batch size, nor on what else is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLOCK", "Draws", "SeedDraws", "keyed_generator", "permutation"]
+
+BLOCK = 32
+
+
+def keyed_generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose state depends on the words of `key` alone."""
+    text = "/".join(map(str, key)).encode()
+    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+    return torch.Generator(device=device).manual_seed(number)
+
+
+def permutation(count: int, *key: object) -> Tensor:
+    """A permutation of `range(count)`, int64 [count], that depends on the words of `key` alone."""
+    return torch.randperm(count, generator=keyed_generator(*key))
+
+
+class Draws:
+    """Random numbers of one stream for the samples `[start, start + size)` of a global batch.
+
+    Every tensor asked for has the sample axis first and `size` rows. Successive calls give fresh numbers;
+    a new `Draws` with the same key begins again.
+
+    Args:
+        key: Words that name the stream, for example `(seed, step, "noise")`.
+        start: Position of the first sample in the global batch.
+        size: Number of samples.
+        total: Size of the global batch.
+        device: Where the numbers are made. Numbers differ between device types.
+    """
+
+    def __init__(
+        self, key: tuple[object, ...], *, start: int, size: int, total: int, device: torch.device | str
+    ) -> None:
+        self.key = key
+        self.start = start
+        self.size = size
+        self.total = total
+        self.device = torch.device(device)
+        first, last = start // BLOCK, (start + size - 1) // BLOCK
+        self._generators = [
+            keyed_generator(*key, "block", block, device=self.device) for block in range(first, last + 1)
+        ]
+        self._offset = start - first * BLOCK
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers, float32; `shape[0]` must be the number of samples."""
+        return self._blocks(shape, lambda s, g: torch.randn(s, generator=g, device=self.device))
+
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Numbers uniform in [low, high), float32; `shape[0]` must be the number of samples."""
+        unit = self._blocks(shape, lambda s, g: torch.rand(s, generator=g, device=self.device))
+        return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+
+    def integers(self, shape: Sequence[int], low: int, high: int) -> Tensor:
+        """Integers in [low, high), int64; `shape[0]` must be the number of samples."""
+        return self._blocks(
+            shape, lambda s, g: torch.randint(low, high, s, generator=g, device=self.device)
+        )
+
+    def stratified(self) -> Tensor:
+        """Uniform numbers [size], float64, one in each of the `total` equal strata of [0, 1).
+
+        Strata are dealt to the samples of the global batch by a keyed permutation, so any micro-batch sees
+        all noise levels, and across ranks each stratum is used once.
+        """
+        deal = permutation(self.total, *self.key, "strata")[self.start : self.start + self.size]
+        return (deal.to(self.device).double() + self.uniform((self.size,)).double()) / self.total
+
+    def generator(self) -> torch.Generator:
+        """A generator for draws that have no sample axis; the same on every rank."""
+        return keyed_generator(*self.key, "shared", device=self.device)
+
+    def _blocks(self, shape: Sequence[int], make) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        shape = tuple(shape)
+        assert shape[0] == self.size, f"asked for {shape[0]} samples, this stream has {self.size}"
+        whole = [make((BLOCK, *shape[1:]), generator) for generator in self._generators]
+        rows = whole[0] if len(whole) == 1 else torch.cat(whole)
+        return rows[self._offset : self._offset + self.size]
+
+
+class SeedDraws:
+    """Random numbers keyed by a seed per image: the same image in any batch.
+
+    Args:
+        seeds: One seed per image.
+        stream: What the numbers are for.
+        device: Where the numbers end up; they are always made on the CPU, so that devices agree.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], *, stream: str = "sample", device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self._generators = [keyed_generator("image", seed, stream) for seed in seeds]
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers `shape` = [B, ...], float32, row i from the seed of image i."""
+        assert shape[0] == len(self._generators)
+        rows = [torch.randn(tuple(shape[1:]), generator=generator) for generator in self._generators]
+        return torch.stack(rows).to(self.device)

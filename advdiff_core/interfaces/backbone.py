@@ -1,0 +1,70 @@
+"""The raw network."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from advdiff_core.interfaces.module import ModuleComponent
+from advdiff_core.types import TapInfo
+
+__all__ = ["Backbone", "BackboneOutput"]
+
+
+class BackboneOutput(NamedTuple):
+    """What a forward returns.
+
+    Attributes:
+        output: Network output [B, ...]; None when the forward stopped early at a tap.
+        features: Tapped tensors [B, C, H, W], [B, N, D] or [B, D] by tap name.
+    """
+
+    output: Tensor | None
+    features: dict[str, Tensor]
+
+
+class Backbone(ModuleComponent):
+    """A network with named taps.
+
+    As a denoiser it maps `x` [B, ...] and a noise level to an output of the same shape as `x`; what the
+    output means (eps, x0, v, EDM's F) is the model's `parametrization` in the recipe, applied by the core.
+    As a classifier it ignores `c_noise` and returns logits [B, K].
+
+    Contract: the output of sample i depends on sample i alone in eval mode; `forward` draws no random
+    numbers except dropout in train mode and never edits its inputs; with `stop_at` the features asked
+    for equal those of the full forward and no later layer runs.
+    """
+
+    #: True if gradients of gradients work in every layer (fused attention breaks them).
+    supports_double_backward: bool = True
+
+    @property
+    @abstractmethod
+    def taps(self) -> Mapping[str, TapInfo]:
+        """Named places whose tensors can be asked for, in forward order."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        taps: tuple[str, ...] = (),
+        stop_at: str | None = None,
+    ) -> BackboneOutput:
+        """Run the network.
+
+        Args:
+            x: Input [B, ...], scaled by `c_in`.
+            c_noise: Noise-level input [B]; its range is `build.c_noise`. None for classifiers.
+            labels: Class labels [B], int64; None for unconditional.
+            taps: Names of the features to return.
+            stop_at: Return right after this tap; `output` is None then.
+
+        Returns:
+            Output [B, ...] and the tapped features.
+        """

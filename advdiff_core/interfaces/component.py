@@ -1,0 +1,128 @@
+"""What every component is: a final class with typed Settings, built from them and a `Build`."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import field, frozen
+
+from advdiff_core.settings import settings as settings_class
+
+if TYPE_CHECKING:
+    import torch
+
+    from advdiff_core.interfaces.noise_schedule import NoiseSchedule
+    from advdiff_core.settings import Spec
+    from advdiff_core.types import DataInfo, TapInfo
+
+__all__ = ["Build", "Component", "ModelInfo", "ViewInfo"]
+
+
+@frozen(kw_only=True)
+class ModelInfo:
+    """What a component may know of a model role.
+
+    Attributes:
+        kind: "backbone", "discriminator" or "alignment_target".
+        frozen: True if no player trains it.
+        parametrization: "eps", "x0", "v", "flow", "edm"; "none" for classifiers and other kinds.
+        taps: Taps of the network by name.
+    """
+
+    kind: str
+    frozen: bool
+    parametrization: str = "none"
+    taps: Mapping[str, TapInfo] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class ViewInfo:
+    """What a component may know of a view.
+
+    Attributes:
+        base: View it perturbs; None for a root.
+        root: "clean" (noised sample) or "image" at the bottom of its chain.
+        follows: True if the target moves with the perturbation.
+    """
+
+    base: str | None
+    root: str
+    follows: bool = True
+
+
+@frozen(kw_only=True)
+class Build:
+    """What a component is told of the others when it is built.
+
+    Parts that are built later than the component are empty: the order is dataset, schedule, models,
+    views, terms, players, sampler, metrics.
+
+    Attributes:
+        path: Dotted key of the component's table, for example "terms.equivariance".
+        seed: Seed of the run.
+        data: The dataset's description; None while the dataset itself is built.
+        schedule: The noise schedule; None in recipes without one.
+        models: Model roles by name.
+        views: Views by name, the roots "clean" and "image" included.
+        c_noise: Range of the noise-level input that the models will see.
+        make: Builds a nested component from its `Spec`.
+    """
+
+    path: str = ""
+    seed: int = 0
+    data: DataInfo | None = None
+    schedule: NoiseSchedule | None = None
+    models: Mapping[str, ModelInfo] = field(factory=dict)
+    views: Mapping[str, ViewInfo] = field(factory=dict)
+    c_noise: tuple[float, float] = (0.0, 1000.0)
+    make: Callable[[Spec], Component] | None = None
+
+    def generator(self, purpose: str = "init") -> torch.Generator:
+        """A CPU generator keyed by seed, place in the recipe and purpose."""
+        import torch  # noqa: PLC0415 - this module stays importable without torch.
+
+        key = f"{self.seed}/{self.path}/{purpose}".encode()
+        number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+        return torch.Generator().manual_seed(number)
+
+    def nested(self, spec: Spec) -> Component:
+        """Build a component nested in the settings, for example an attack inside a perturbation."""
+        assert self.make is not None, "this Build cannot make components"
+        return self.make(spec)
+
+
+class Component(ABC):
+    """Base of everything a recipe can name after `use =`.
+
+    A component is final (never subclassed), holds a nested `Settings` class made with
+    `advdiff_core.settings` / `setting`, and is built as `Component(settings, build)`. The first line of
+    its docstring is what `advdiff plugins` and `explain` show.
+
+    Attributes:
+        Settings: attrs class of its keys.
+        variants: For families such as `torch:AdamW`: one line saying what may follow the colon.
+            None (the default) if nothing may.
+    """
+
+    @settings_class
+    class Settings:
+        """A component without keys."""
+
+    variants: ClassVar[str | None] = None
+
+    def __init__(self, settings: Any, build: Build) -> None:
+        self.settings = settings
+        self.build = build
+
+    @classmethod
+    def settings_type(cls, variant: str | None) -> type[Any]:
+        """The Settings class; families may make one per variant.
+
+        Raises:
+            ValueError: If the family has no such variant; the message lists near names.
+        """
+        del variant
+        return cls.Settings

@@ -1,0 +1,23 @@
+"""A component that is also a torch module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from advdiff_core.interfaces.component import Build, Component
+
+__all__ = ["ModuleComponent"]
+
+
+class ModuleComponent(nn.Module, Component):
+    """Base of components with parameters: `super().__init__(settings, build)` first, then the layers.
+
+    The core builds it under a random state keyed by seed and place in the recipe, so layers may use
+    torch's own initialisation; adding another component never changes the weights drawn here.
+    """
+
+    def __init__(self, settings: Any, build: Build) -> None:
+        nn.Module.__init__(self)
+        Component.__init__(self, settings, build)

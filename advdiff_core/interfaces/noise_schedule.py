@@ -1,0 +1,88 @@
+"""How much signal and noise there is at a time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from advdiff_core.interfaces.component import Component
+
+__all__ = ["NoiseSchedule"]
+
+
+class NoiseSchedule(Component):
+    """Signal scale `alpha(t)` and noise scale `sigma(t)` of `x_t = alpha(t) x0 + sigma(t) eps`.
+
+    Times live in the schedule's own range `[t_min, t_max]`; noise grows with t. Functions keep the
+    floating dtype and device of `t`, are differentiable where the formula is, and never draw numbers.
+    A subclass gives `alpha`, `sigma`, the range and, when it has one, a closed inverse.
+    """
+
+    #: Number of discrete training times, or None for a continuous schedule.
+    num_steps: int | None = None
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float:
+        """Smallest training time; samplers end there or at t = 0 noise."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """Largest time; sampling starts there."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale at `t` [B] (any shape)."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise standard deviation at `t` [B] (any shape)."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """`log(alpha^2 / sigma^2)` at `t`; strictly decreasing in t."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`, by bisection in float64; clamped to `[t_min, t_max]`.
+
+        Args:
+            log_snr: Values of any shape.
+        """
+        wanted = log_snr.double()
+        low = torch.full_like(wanted, self.t_min)
+        high = torch.full_like(wanted, self.t_max)
+        for _ in range(64):
+            middle = (low + high) / 2
+            noisier = self.log_snr(middle) < wanted
+            low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
+        return ((low + high) / 2).to(log_snr.dtype)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """Map uniform numbers `u` in [0, 1) to uniformly distributed training times [B].
+
+        On a discrete schedule the result is one of its `num_steps` times.
+        """
+        if self.num_steps is None:
+            return self.t_min + u * (self.t_max - self.t_min)
+        index = (u * self.num_steps).floor().clamp(max=self.num_steps - 1)
+        return self.snap(self.t_min + index / max(self.num_steps - 1, 1) * (self.t_max - self.t_min))
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest training time of a discrete schedule; `t` itself on a continuous one."""
+        if self.num_steps is None:
+            return t
+        steps = max(self.num_steps - 1, 1)
+        unit = (self.t_max - self.t_min) / steps
+        return self.t_min + ((t - self.t_min) / unit).round().clamp(0, steps) * unit
+
+    def c_noise(self, t: Tensor) -> Tensor:
+        """Default noise-level input of networks: time scaled to `[0, 1000]`, in the dtype of `t`."""
+        return 1000.0 * t / self.t_max
+
+    def c_noise_range(self) -> tuple[float, float]:
+        """Smallest and largest `c_noise` over the training times."""
+        ends = self.c_noise(torch.tensor([self.t_min, self.t_max], dtype=torch.float64))
+        return float(ends.min()), float(ends.max())

@@ -1,0 +1,152 @@
+"""Perturbations of a view: the plugin searches, the core enforces."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, final
+
+import torch
+from torch import Tensor
+
+from advdiff_core.errors import ContractError
+from advdiff_core.interfaces.component import Component
+from advdiff_core.math import norms
+from advdiff_core.types import Budget, Domain, Noised, expand
+
+if TYPE_CHECKING:
+    from advdiff_core.draws import Draws
+    from advdiff_core.interfaces.query import Query, Step
+
+__all__ = ["Perturbation", "Probe", "SearchCost"]
+
+
+class SearchCost(NamedTuple):
+    """What one search runs on the network, for the plan.
+
+    Attributes:
+        probes: How many times each query of `probes()` is evaluated at a moved input.
+        input_backwards: Input-only backward passes.
+    """
+
+    probes: int = 0
+    input_backwards: int = 0
+
+
+class Probe(Protocol):
+    """What a search may ask: declared queries of its base view, and the same at a moved input."""
+
+    @property
+    def step(self) -> Step:
+        """The step; `step.get` answers the queries declared in `needs`, detached from parameters."""
+
+    def at(self, delta: Tensor) -> Step:
+        """A step whose base view is moved by `delta` [B, ...], in the budget's unit.
+
+        Parameters are frozen in it. Ask it the queries declared in `probes`; each forward is counted.
+        """
+
+    def gradient(self, objective: Tensor, delta: Tensor) -> Tensor:
+        """Gradient [B, ...] of the summed objective [B] with respect to `delta` alone; counted."""
+
+
+class Perturbation(Component):
+    """Moves the input of a view inside a `Budget`.
+
+    Subclasses implement `budget` and `search`; the final method `perturb` projects what `search`
+    proposes onto the budget, applies it and records delta, radius and target. A zero radius returns the
+    base view's tensors unchanged, bit for bit.
+
+    Attributes:
+        follows: True if the target moves with the perturbation (the moved noise explains the moved
+            input, x0 stays); False if the original noise stays the target.
+        free: True if delta is a leaf that learns from the training backward (`passes` of a player > 1);
+            then `update` is called after each pass.
+    """
+
+    follows: ClassVar[bool] = True
+    free: ClassVar[bool] = False
+
+    def needs(self, base: str) -> tuple[Query[Any], ...]:
+        """Queries read from the unmoved step, shared with the terms; `base` is the view moved."""
+        del base
+        return ()
+
+    def probes(self, base: str) -> tuple[Query[Any], ...]:
+        """Queries evaluated at moved inputs during the search."""
+        del base
+        return ()
+
+    def cost(self) -> SearchCost:
+        """How often `search` evaluates its probes; the plan prints it and a test counts it."""
+        return SearchCost()
+
+    @abstractmethod
+    def budget(self, noised: Noised, rng: Draws) -> Budget:
+        """The constraint for these samples; radius is a float or [B]."""
+
+    @abstractmethod
+    def search(self, noised: Noised, budget: Budget, probe: Probe, rng: Draws) -> Tensor:
+        """Propose a perturbation [B, ...] in the budget's unit. It need not respect the budget.
+
+        Args:
+            noised: The base view.
+            budget: What `budget` returned.
+            probe: Access to the network at moved inputs.
+            rng: Random numbers of this view's own stream.
+        """
+
+    def update(self, delta: Tensor, gradient: Tensor, budget: Budget) -> Tensor:
+        """Next delta [B, ...] of a free perturbation after a training backward.
+
+        Args:
+            delta: Current delta, in the budget's unit.
+            gradient: Gradient of the player's total loss with respect to delta; its scale depends on
+                weights and batch size, so use its direction only.
+            budget: The constraint; the core projects the result onto it.
+        """
+        del delta, gradient, budget
+        message = f"{type(self).__name__} does not learn from the training backward"
+        raise ContractError(message, where=self.build.path, fix="use passes = 1")
+
+    @final
+    def perturb(self, noised: Noised, probe: Probe, rng: Draws, domain: Domain | None) -> Noised:
+        """Search, project and apply. `domain` clips image views and scales pixel budgets."""
+        budget = self.budget(noised, rng)
+        radius = torch.as_tensor(budget.radius, dtype=torch.float32, device=noised.x_t.device)
+        radius = radius.expand(noised.x_t.shape[0]) if radius.dim() == 0 else radius
+        proposed = self.search(noised, budget, probe, rng)
+        if proposed.shape != noised.x_t.shape:
+            message = f"search returned shape {list(proposed.shape)}, wanted {list(noised.x_t.shape)}"
+            raise ContractError(message, where=self.build.path, fix="return one delta per sample")
+        return self.apply(noised, proposed, budget._replace(radius=radius), domain)
+
+    @final
+    def apply(self, noised: Noised, delta: Tensor, budget: Budget, domain: Domain | None) -> Noised:
+        """Project `delta` onto `budget` and move `noised` by it; radius must be [B]."""
+        radius = budget.radius
+        assert isinstance(radius, Tensor)
+        inside = norms.project(delta.float(), norm=budget.norm, radius=radius)
+        shift = inside * scale_of(budget, noised, domain)
+        x_t = noised.x_t + shift.to(noised.x_t.dtype)
+        if noised.t is None and domain is not None:
+            x_t = x_t.clamp(domain.low, domain.high)
+        eps = noised.eps
+        if eps is not None and self.follows:
+            assert noised.sigma is not None
+            eps = eps + inside if budget.unit == "noise" else eps + shift / noised.sigma
+        moved = expand(radius > 0, noised.x_t).bool()
+        x_t = torch.where(moved, x_t, noised.x_t)
+        eps = None if eps is None or noised.eps is None else torch.where(moved, eps, noised.eps)
+        return noised._replace(x_t=x_t, eps=eps, delta=shift, radius=radius)
+
+
+def scale_of(budget: Budget, noised: Noised, domain: Domain | None) -> Tensor | float:
+    """Factor from the budget's unit to units of `x_t`: 1, sigma(t) [B, 1, ...] or the domain's span."""
+    if budget.unit == "noise":
+        if noised.sigma is None:
+            message = "a budget in noise units on an image view, which has no noise"
+            raise ContractError(message, fix='use unit = "pixel" or "image"')
+        return noised.sigma
+    if budget.unit == "pixel":
+        return domain.span if domain is not None else 1.0
+    return 1.0

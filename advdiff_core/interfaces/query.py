@@ -1,0 +1,131 @@
+"""Queries: typed values of a training step that terms of different plugins share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from advdiff_core.draws import Draws
+    from advdiff_core.interfaces.component import ModelInfo
+    from advdiff_core.interfaces.noise_schedule import NoiseSchedule
+    from advdiff_core.interfaces.perturbation import Perturbation
+
+__all__ = ["Query", "Setup", "Step", "ViewSetup"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ViewSetup(Protocol):
+    """A view as declared by the recipe."""
+
+    @property
+    def base(self) -> str | None:
+        """View it perturbs; None for the roots "clean" and "image"."""
+
+    @property
+    def root(self) -> str:
+        """Root at the bottom of its chain: "clean" or "image"."""
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """What perturbs it; None for roots."""
+
+
+class Setup(Protocol):
+    """The static part of a run: what queries may depend on before any batch is seen."""
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """Model roles by name."""
+
+    @property
+    def views(self) -> Mapping[str, ViewSetup]:
+        """Views by name."""
+
+    @property
+    def schedule(self) -> NoiseSchedule | None:
+        """The noise schedule."""
+
+
+class Step(Protocol):
+    """One batch on its way through the terms. Eight names, and no method knowledge.
+
+    `get` memoizes: equal queries share one result for the life of the step. Never edit in place what
+    it returns.
+    """
+
+    @property
+    def x0(self) -> Tensor:
+        """Clean samples [B, ...]."""
+
+    @property
+    def y(self) -> Tensor | None:
+        """Labels [B] or None."""
+
+    @property
+    def nimg(self) -> int:
+        """Images seen before this step."""
+
+    @property
+    def setup(self) -> Setup:
+        """Roles, views and schedule."""
+
+    def get(self, query: Query[T]) -> T:
+        """The value of a query.
+
+        Raises:
+            UndeclaredQueryError: If no term or query declared it in `needs`.
+        """
+
+    def module(self, role: str) -> nn.Module:
+        """The network of a role, unwrapped. Calls made on it are not counted; prefer queries."""
+
+    def rng(self, stream: str) -> Draws:
+        """Random numbers keyed by (seed, step, stream): the same whatever else the recipe holds."""
+
+    def at(self, view: str, x: Tensor) -> Step:
+        """A probe: this step with the input of `view` replaced by `x` [B, ...], parameters frozen."""
+
+
+class Query(ABC, Generic[T_co]):
+    """A frozen, hashable value naming something a step can compute.
+
+    Subclasses are `@attrs.frozen` classes whose fields are hashable. `needs` declares every other query
+    that `compute` reads, so the plan knows order, taps and cost before the run.
+    """
+
+    def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
+        """Other queries read by `compute`."""
+        del setup
+        return ()
+
+    @abstractmethod
+    def compute(self, step: Step) -> T_co:
+        """The value, from `step` alone; never edits a tensor got from it."""
+
+    def forwards(self, setup: Setup) -> Mapping[str, int]:
+        """Network forwards that `compute` itself runs, by role (not those of the queries it needs)."""
+        del setup
+        return {}
+
+    def input_backwards(self, setup: Setup) -> Mapping[str, int]:
+        """Input-only backward passes that `compute` itself runs, by role."""
+        del setup
+        return {}
+
+
+def input_gradient(objective: Tensor, x: Tensor) -> Tensor:
+    """Gradient of the summed `objective` [B] with respect to the input `x` [B, ...] alone, detached.
+
+    Runs through no parameter and never touches `.grad`. Each call is one input-only backward.
+    """
+    (gradient,) = torch.autograd.grad(objective.sum(), x)
+    return gradient.detach()

@@ -1,0 +1,81 @@
+"""Samplers: from noise to images over an explicit grid of times."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from torch import Tensor
+
+from advdiff_core.interfaces.component import Component
+
+if TYPE_CHECKING:
+    from advdiff_core.types import Prediction
+
+__all__ = ["Denoise", "ImageDraws", "Sampler", "Samples"]
+
+
+class Denoise(Protocol):
+    """A denoiser as samplers see it: every parametrization looks alike."""
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
+        """Prediction at `x_t` [B, ...] and times `t` [B]."""
+
+
+class ImageDraws(Protocol):
+    """Random numbers per image, keyed by the image's own seed: no dependence on the batch."""
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal numbers `shape` = [B, ...]."""
+
+
+class Samples(NamedTuple):
+    """Result of a sampler.
+
+    Attributes:
+        x0: Samples [B, ...].
+        nfe: Network evaluations per sample.
+    """
+
+    x0: Tensor
+    nfe: int
+
+
+class Sampler(Component):
+    """Solves the reverse process over pairs `(t, t_next)` of an explicit grid.
+
+    Contract: `nfe` equals the calls of the denoiser per sample; the grid is strictly decreasing, starts at
+    `t_max` unless told otherwise and its last time is where sampling ends; results depend only on the
+    denoiser, the grid, `x_T` and the image's own draws.
+    """
+
+    @abstractmethod
+    def grid(self) -> Tensor:
+        """Times [n + 1], float64, strictly decreasing; steps are its consecutive pairs."""
+
+    @abstractmethod
+    def sample(  # noqa: PLR0913 - the switches a caller may combine.
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        draws: ImageDraws,
+        *,
+        grid: Tensor | None = None,
+        grad_steps: tuple[int, ...] | None = None,
+        checkpoint: bool = False,
+        callback: Callable[[int, Tensor, Prediction], None] | None = None,
+    ) -> Samples:
+        """Run the sampler.
+
+        Args:
+            denoise: The denoiser.
+            x: Start [B, ...] at the grid's first time, scaled to `alpha x0 + sigma eps` there.
+            draws: Random numbers of stochastic samplers.
+            grid: Times to use instead of `grid()`.
+            grad_steps: Indices of steps that keep a graph to the parameters and to `x`; None: no step
+                does; the other steps run without gradient and pass the state on detached. `all_steps(n)`
+                lists every step.
+            checkpoint: Recompute the steps in `grad_steps` in the backward instead of storing them.
+            callback: Called after each step with its index, the new state and the prediction.
+        """

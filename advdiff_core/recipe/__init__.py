@@ -1,0 +1,1 @@
+"""Recipes: TOML text to checked settings."""

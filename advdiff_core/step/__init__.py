@@ -1,0 +1,1 @@
+"""One training step: queries, views, plan and memo."""

@@ -1,0 +1,229 @@
+"""Tensor carriers and small typed values shared by core and plugins.
+
+Shape letters: B batch, C channels, H W size, N tokens, D feature width. `[B, ...]` is `[B, C, H, W]`
+for images and `[B, D]` for points.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from advdiff_core.math import parametrization
+
+__all__ = [
+    "Batch",
+    "Budget",
+    "Cost",
+    "DataInfo",
+    "Domain",
+    "Noised",
+    "Norm",
+    "Prediction",
+    "PredictionKind",
+    "TapInfo",
+    "Unit",
+]
+
+Norm = Literal["linf", "l2", "l1"]
+Unit = Literal["image", "noise", "pixel"]
+PredictionKind = Literal["eps", "x0", "v", "flow"]
+
+
+@frozen
+class Domain:
+    """Range of valid pixel values, for example `Domain(-1.0, 1.0)`."""
+
+    low: float
+    high: float
+
+    @property
+    def span(self) -> float:
+        """Width of the range: one `pixel` unit (a step of 1 on the [0, 1] scale) in these values."""
+        return self.high - self.low
+
+
+@frozen(kw_only=True)
+class DataInfo:
+    """What is known of a dataset before its first batch.
+
+    Attributes:
+        shape: Shape of one sample, `(C, H, W)` for images, `(D,)` for points.
+        count: Number of samples.
+        domain: Range of valid values; None for data without one (points).
+        classes: Number of classes; 0 without labels.
+    """
+
+    shape: tuple[int, ...]
+    count: int
+    domain: Domain | None = None
+    classes: int = 0
+
+    @property
+    def is_image(self) -> bool:
+        """True for `(C, H, W)` samples."""
+        return len(self.shape) == 3
+
+
+class Batch(NamedTuple):
+    """Samples as a dataset returns them.
+
+    Attributes:
+        x: Samples [B, ...], float32, in the dataset's domain.
+        y: Labels [B], int64, or None.
+    """
+
+    x: Tensor
+    y: Tensor | None
+
+
+@frozen(kw_only=True)
+class TapInfo:
+    """A named place inside a backbone.
+
+    Attributes:
+        width: Channels (or features) of the tensor there.
+        size: Spatial size `(H, W)`, `(N,)` for tokens, `()` for a vector.
+    """
+
+    width: int
+    size: tuple[int, ...] = ()
+
+
+@frozen
+class Cost:
+    """Network passes of one role in one step.
+
+    Attributes:
+        forwards: Forward passes.
+        input_backwards: Backward passes towards an input only.
+        parameter_backwards: Backward passes towards parameters.
+    """
+
+    forwards: int = 0
+    input_backwards: int = 0
+    parameter_backwards: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forwards + other.forwards,
+            self.input_backwards + other.input_backwards,
+            self.parameter_backwards + other.parameter_backwards,
+        )
+
+
+class Budget(NamedTuple):
+    """Constraint on a perturbation.
+
+    Attributes:
+        norm: Norm of the ball.
+        radius: Radius per sample [B], or one float.
+        unit: What delta is added to. "image": to `x_t` as it is. "noise": to `eps`, so `x_t` moves by
+            `sigma * delta`. "pixel": to the input, radius counted on the [0, 1] scale of its domain.
+    """
+
+    norm: Norm
+    radius: Tensor | float
+    unit: Unit = "image"
+
+
+class Noised(NamedTuple):
+    """Input of a network on one view.
+
+    For a diffusion view `x_t = alpha(t) x0 + sigma(t) eps` holds unless a perturbation with a fixed
+    target moved `x_t` alone. For an image view `t`, `eps`, `alpha`, `sigma` are None and `x_t` is the image.
+
+    Attributes:
+        x_t: Network input [B, ...].
+        x0: Clean sample [B, ...].
+        eps: Noise that explains `x_t` [B, ...]; moves with the perturbation when the target follows it.
+        t: Time [B], in the schedule's own range.
+        alpha: Signal scale [B, 1, ...].
+        sigma: Noise scale [B, 1, ...].
+        y: Labels [B] or None.
+        delta: Perturbation in units of `x_t` [B, ...]; None on an unperturbed view.
+        radius: Radius used per sample [B], in the budget's unit; None on an unperturbed view.
+    """
+
+    x_t: Tensor
+    x0: Tensor
+    eps: Tensor | None = None
+    t: Tensor | None = None
+    alpha: Tensor | None = None
+    sigma: Tensor | None = None
+    y: Tensor | None = None
+    delta: Tensor | None = None
+    radius: Tensor | None = None
+
+
+class Prediction(NamedTuple):
+    """Output of a network on one view, convertible to every parametrization.
+
+    Attributes:
+        kind: What `value` predicts: "eps", "x0", "v" or "flow" (velocity `eps - x0`).
+        value: Prediction of that kind [B, ...]; logits [B, K] for a classifier.
+        x_t: The input it was made for [B, ...].
+        alpha: Signal scale [B, 1, ...]; None for a classifier.
+        sigma: Noise scale [B, 1, ...]; None for a classifier.
+        features: Tapped tensors by tap name.
+    """
+
+    kind: PredictionKind
+    value: Tensor
+    x_t: Tensor
+    alpha: Tensor | None = None
+    sigma: Tensor | None = None
+    features: dict[str, Tensor] = {}  # noqa: RUF012 - never written to.
+
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        assert self.alpha is not None, "a classifier's output has no noise level"
+        assert self.sigma is not None
+        return self.alpha, self.sigma
+
+    def to(self, kind: PredictionKind) -> Tensor:
+        """The same prediction as another kind [B, ...]."""
+        if kind == self.kind:
+            return self.value
+        alpha, sigma = self._scales()
+        return parametrization.convert(
+            self.value, source=self.kind, target=kind, x_t=self.x_t, alpha=alpha, sigma=sigma
+        )
+
+    @property
+    def eps(self) -> Tensor:
+        """Predicted unit noise `eps_hat` [B, ...]."""
+        return self.to("eps")
+
+    @property
+    def x0(self) -> Tensor:
+        """Predicted clean sample `x0_hat` [B, ...]."""
+        return self.to("x0")
+
+    @property
+    def v(self) -> Tensor:
+        """Predicted `v = alpha * eps - sigma * x0` [B, ...]."""
+        return self.to("v")
+
+    @property
+    def flow(self) -> Tensor:
+        """Predicted velocity of linear interpolation, `eps - x0` [B, ...]."""
+        return self.to("flow")
+
+    @property
+    def score(self) -> Tensor:
+        """Predicted score `-eps_hat / sigma` [B, ...]."""
+        _, sigma = self._scales()
+        return -self.eps / sigma
+
+    @property
+    def logits(self) -> Tensor:
+        """Classifier output [B, K]."""
+        return self.value
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape per-sample `values` [B] to broadcast over `like` [B, ...]."""
+    return values.reshape(-1, *([1] * (like.dim() - 1))).to(torch.promote_types(values.dtype, like.dtype))
