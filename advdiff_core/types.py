@@ -30,7 +30,7 @@ __all__ = [
 
 Norm = Literal["linf", "l2", "l1"]
 Unit = Literal["image", "noise", "pixel"]
-PredictionKind = Literal["eps", "x0", "v", "flow"]
+PredictionKind = Literal["eps", "x0", "v", "flow", "raw"]
 
 
 @frozen
@@ -163,7 +163,8 @@ class Prediction(NamedTuple):
     """Output of a network on one view, convertible to every parametrization.
 
     Attributes:
-        kind: What `value` predicts: "eps", "x0", "v" or "flow" (velocity `eps - x0`).
+        kind: What `value` predicts: "eps", "x0", "v" or "flow" (velocity `eps - x0`);
+            "raw" for a classifier.
         value: Prediction of that kind [B, ...]; logits [B, K] for a classifier.
         x_t: The input it was made for [B, ...].
         alpha: Signal scale [B, 1, ...]; None for a classifier.

@@ -23,6 +23,9 @@ class NoiseSchedule(Component):
     #: Number of discrete training times, or None for a continuous schedule.
     num_steps: int | None = None
 
+    #: True if `alpha^2 + sigma^2 = 1` at every time.
+    variance_preserving: bool = False
+
     @property
     @abstractmethod
     def t_min(self) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.component import Component
 from advdiff_core.math import norms
-from advdiff_core.types import Budget, Domain, Noised, expand
+from advdiff_core.types import Budget, Domain, Noised, Unit, expand
 
 if TYPE_CHECKING:
     from advdiff_core.draws import Draws
@@ -61,9 +61,11 @@ class Perturbation(Component):
             input, x0 stays); False if the original noise stays the target.
         free: True if delta is a leaf that learns from the training backward (`passes` of a player > 1);
             then `update` is called after each pass.
+        unit: What delta is added to; must equal the unit of the budget. May be set in `__init__`.
     """
 
-    follows: ClassVar[bool] = True
+    unit: Unit = "image"
+    follows: bool = True
     free: ClassVar[bool] = False
 
     def needs(self, base: str) -> tuple[Query[Any], ...]:
@@ -112,6 +114,9 @@ class Perturbation(Component):
     def perturb(self, noised: Noised, probe: Probe, rng: Draws, domain: Domain | None) -> Noised:
         """Search, project and apply. `domain` clips image views and scales pixel budgets."""
         budget = self.budget(noised, rng)
+        if budget.unit != self.unit:
+            message = f"budget in {budget.unit!r} units, but delta is declared in {self.unit!r} units"
+            raise ContractError(message, where=self.build.path, fix="set `unit` to the budget's unit")
         radius = torch.as_tensor(budget.radius, dtype=torch.float32, device=noised.x_t.device)
         radius = radius.expand(noised.x_t.shape[0]) if radius.dim() == 0 else radius
         proposed = self.search(noised, budget, probe, rng)
@@ -125,7 +130,9 @@ class Perturbation(Component):
         """Project `delta` onto `budget` and move `noised` by it; radius must be [B]."""
         radius = budget.radius
         assert isinstance(radius, Tensor)
-        inside = norms.project(delta.float(), norm=budget.norm, radius=radius)
+        # Straight through: a free delta on the boundary keeps its whole gradient.
+        inside = delta.float()
+        inside = inside + (norms.project(inside, norm=budget.norm, radius=radius) - inside).detach()
         shift = inside * scale_of(budget, noised, domain)
         x_t = noised.x_t + shift.to(noised.x_t.dtype)
         if noised.t is None and domain is not None:

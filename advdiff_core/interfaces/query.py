@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from advdiff_core.draws import Draws
     from advdiff_core.interfaces.component import ModelInfo
     from advdiff_core.interfaces.noise_schedule import NoiseSchedule
     from advdiff_core.interfaces.perturbation import Perturbation
+    from advdiff_core.types import Prediction
 
-__all__ = ["Query", "Setup", "Step", "ViewSetup"]
+__all__ = ["Network", "Query", "Setup", "Step", "ViewSetup", "input_gradient"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -55,6 +54,47 @@ class Setup(Protocol):
         """The noise schedule."""
 
 
+class Network(Protocol):
+    """A role's network as queries run it: counted, autocast, with the gradient rules of the step.
+
+    A role trained by the current player, or by a later one in this step, builds a graph to its
+    parameters; another player's role passes gradients to its input only; a frozen role runs without
+    gradient unless `through`.
+    """
+
+    def denoise(  # noqa: PLR0913 - the arguments of one forward.
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        *,
+        taps: tuple[str, ...] = (),
+        stop_at: str | None = None,
+        through: bool = False,
+    ) -> Prediction:
+        """Prediction of a denoiser at `x_t` [B, ...] and times `t` [B]."""
+
+    def classify(
+        self,
+        x: Tensor,
+        *,
+        taps: tuple[str, ...] = (),
+        stop_at: str | None = None,
+        through: bool = False,
+    ) -> Prediction:
+        """Output of a backbone without noise level at `x` [B, ...]; `value` are the logits [B, K]."""
+
+    def score(
+        self,
+        x: Tensor,
+        *,
+        reference: Tensor | None = None,
+        labels: Tensor | None = None,
+        through: bool = True,
+    ) -> Tensor:
+        """Logits [B, ...] of a discriminator at `x` [B, ...]."""
+
+
 class Step(Protocol):
     """One batch on its way through the terms. Eight names, and no method knowledge.
 
@@ -85,8 +125,8 @@ class Step(Protocol):
             UndeclaredQueryError: If no term or query declared it in `needs`.
         """
 
-    def module(self, role: str) -> nn.Module:
-        """The network of a role, unwrapped. Calls made on it are not counted; prefer queries."""
+    def network(self, role: str) -> Network:
+        """The network of a role, for queries that run it themselves; calls are counted."""
 
     def rng(self, stream: str) -> Draws:
         """Random numbers keyed by (seed, step, stream): the same whatever else the recipe holds."""
@@ -101,6 +141,9 @@ class Query(ABC, Generic[T_co]):
     Subclasses are `@attrs.frozen` classes whose fields are hashable. `needs` declares every other query
     that `compute` reads, so the plan knows order, taps and cost before the run.
     """
+
+    #: True if the value carries no graph to any parameter (targets, perturbed views).
+    detached: ClassVar[bool] = False
 
     def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
         """Other queries read by `compute`."""

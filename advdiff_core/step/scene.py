@@ -1,0 +1,156 @@
+"""The static part of a run: roles, views, schedule and where things are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+
+from advdiff_core.interfaces.component import ModelInfo
+from advdiff_core.interfaces.noise_schedule import NoiseSchedule
+from advdiff_core.interfaces.perturbation import Perturbation
+from advdiff_core.types import Cost, DataInfo
+
+__all__ = ["ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "parameters_frozen"]
+
+#: Views every recipe has: the noised sample and the image itself.
+ROOTS = ("clean", "image")
+
+
+@frozen(kw_only=True)
+class Compute:
+    """Where and in which precision networks run.
+
+    Attributes:
+        device: Device of every tensor of the run.
+        autocast: Autocast dtype of network forwards; None for full precision.
+        channels_last: Whether image tensors use the channels_last memory format.
+    """
+
+    device: torch.device = field(factory=lambda: torch.device("cpu"))
+    autocast: torch.dtype | None = None
+    channels_last: bool = False
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Context of a network forward."""
+        if self.autocast is None:
+            yield
+            return
+        with torch.autocast(self.device.type, dtype=self.autocast):
+            yield
+
+    def place(self, x: Tensor) -> Tensor:
+        """Move a batch to the device, in the memory format networks run fastest in."""
+        x = x.to(self.device, non_blocking=True)
+        if self.channels_last and x.dim() == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
+
+
+@frozen(kw_only=True)
+class Density:
+    """Density of training times.
+
+    Attributes:
+        law: "uniform" in t, or "log-normal" in sigma / alpha.
+        mean: Mean of log(sigma / alpha) of the log-normal law.
+        std: Standard deviation of it.
+        stratified: One time per stratum of the global batch instead of independent ones.
+    """
+
+    law: str = "uniform"
+    mean: float = -1.2
+    std: float = 1.2
+    stratified: bool = True
+
+
+@define(kw_only=True, eq=False)
+class Role:
+    """A model role at run time.
+
+    Attributes:
+        name: Name in the recipe.
+        info: What components may know of it.
+        module: The network: backbone, discriminator or alignment target.
+        owner: Player that trains it; None if frozen.
+        wear: Turns the raw network into a denoiser (parametrization); None for other kinds.
+        run: What is called instead of `module` (compiled or sharded); None for the module itself.
+        random: True if its forward draws from torch's global generator in train mode (dropout).
+        cost: Passes counted so far.
+    """
+
+    name: str
+    info: ModelInfo
+    module: nn.Module
+    owner: str | None = None
+    wear: Any = None
+    run: Callable[..., Any] | None = None
+    random: bool = False
+    cost: Cost = field(factory=Cost)
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """The callable forward."""
+        return self.run if self.run is not None else self.module
+
+    def count(self, cost: Cost) -> None:
+        """Add passes to the tally."""
+        self.cost = self.cost + cost
+
+
+@frozen
+class ViewDecl:
+    """A view as declared by the recipe; see `advdiff_core.interfaces.query.ViewSetup`."""
+
+    root: str
+    base: str | None = None
+    perturbation: Perturbation | None = None
+
+
+@frozen(kw_only=True, eq=False)
+class Scene:
+    """Everything about a run that no batch changes.
+
+    Attributes:
+        roles: Model roles.
+        views: Views, the roots included.
+        schedule: Noise schedule; None for recipes without a diffusion view.
+        density: Density of training times.
+        data: Description of the data.
+        compute: Device and precision.
+        seed: Seed of every stream.
+    """
+
+    roles: Mapping[str, Role] = field(factory=dict)
+    views: Mapping[str, ViewDecl] = field(factory=lambda: {name: ViewDecl(name) for name in ROOTS})
+    schedule: NoiseSchedule | None = None
+    density: Density = field(factory=Density)
+    data: DataInfo | None = None
+    compute: Compute = field(factory=Compute)
+    seed: int = 0
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """Descriptions of the roles."""
+        return {name: role.info for name, role in self.roles.items()}
+
+
+@contextmanager
+def parameters_frozen(modules: list[nn.Module]) -> Iterator[None]:
+    """Run the body with `requires_grad = False` on all parameters; restores each flag afterwards.
+
+    An inner maximisation then stores no activations for weight gradients and cannot touch `.grad`.
+    """
+    flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
