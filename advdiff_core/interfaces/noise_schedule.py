@@ -16,7 +16,7 @@ class NoiseSchedule(Component):
     """Signal scale `alpha(t)` and noise scale `sigma(t)` of `x_t = alpha(t) x0 + sigma(t) eps`.
 
     Times live in the schedule's own range `[t_min, t_max]`; noise grows with t. Functions keep the
-    floating dtype and device of `t`, are differentiable where the formula is, and never draw numbers.
+    floating dtype and device of `t`, are differentiable where the formula is, and draw no numbers.
     A subclass gives `alpha`, `sigma`, the range and, when it has one, a closed inverse.
     """
 
@@ -29,12 +29,20 @@ class NoiseSchedule(Component):
     @property
     @abstractmethod
     def t_min(self) -> float:
-        """Smallest training time; samplers end there or at t = 0 noise."""
+        """Smallest training time; the last one at which samplers evaluate a network."""
 
     @property
     @abstractmethod
     def t_max(self) -> float:
         """Largest time; sampling starts there."""
+
+    @property
+    def t_zero(self) -> float:
+        """Time below `t_min` without noise: `alpha(t_zero) == 1` and `sigma(t_zero) == 0`, exactly.
+
+        Where samplers end. Networks are never evaluated there, and nothing is trained there.
+        """
+        return 0.0
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -71,7 +79,8 @@ class NoiseSchedule(Component):
         if self.num_steps is None:
             return self.t_min + u * (self.t_max - self.t_min)
         index = (u * self.num_steps).floor().clamp(max=self.num_steps - 1)
-        return self.snap(self.t_min + index / max(self.num_steps - 1, 1) * (self.t_max - self.t_min))
+        share = index / max(self.num_steps - 1, 1)
+        return self.snap(self.t_min + share * (self.t_max - self.t_min))
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest training time of a discrete schedule; `t` itself on a continuous one."""
@@ -82,7 +91,7 @@ class NoiseSchedule(Component):
         return self.t_min + ((t - self.t_min) / unit).round().clamp(0, steps) * unit
 
     def c_noise(self, t: Tensor) -> Tensor:
-        """Default noise-level input of networks: time scaled to `[0, 1000]`, in the dtype of `t`."""
+        """Default noise-level input of networks: time on `[0, 1000]`, in the dtype of `t`."""
         return 1000.0 * t / self.t_max
 
     def c_noise_range(self) -> tuple[float, float]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
+from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.component import Component
 
 if TYPE_CHECKING:
     from advdiff_core.types import Prediction
 
-__all__ = ["Denoise", "ImageDraws", "Sampler", "Samples"]
+__all__ = ["Denoise", "ImageDraws", "Sampler", "Samples", "all_steps"]
 
 
 class Denoise(Protocol):
@@ -45,9 +46,9 @@ class Samples(NamedTuple):
 class Sampler(Component):
     """Solves the reverse process over pairs `(t, t_next)` of an explicit grid.
 
-    Contract: `nfe` equals the calls of the denoiser per sample; the grid is strictly decreasing, starts at
-    `t_max` unless told otherwise and its last time is where sampling ends; results depend only on the
-    denoiser, the grid, `x_T` and the image's own draws.
+    Contract: `nfe` equals the calls of the denoiser per sample; the grid is strictly decreasing,
+    starts at `t_max` unless told otherwise and its last time is where sampling ends; results depend
+    only on the denoiser, the grid, `x_T` and the image's own draws.
     """
 
     @abstractmethod
@@ -73,9 +74,33 @@ class Sampler(Component):
             x: Start [B, ...] at the grid's first time, scaled to `alpha x0 + sigma eps` there.
             draws: Random numbers of stochastic samplers.
             grid: Times to use instead of `grid()`.
-            grad_steps: Indices of steps that keep a graph to the parameters and to `x`; None: no step
-                does; the other steps run without gradient and pass the state on detached. `all_steps(n)`
-                lists every step.
+            grad_steps: Indices of steps that keep a graph to the parameters and to `x`; None: no
+                step does; the other steps run without gradient and pass the state on detached.
+                `all_steps(n)` lists every step.
             checkpoint: Recompute the steps in `grad_steps` in the backward instead of storing them.
             callback: Called after each step with its index, the new state and the prediction.
         """
+
+    def linear_step(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients `(a, b)` of the step `x_next = a * x + b * eps_hat` from `t` to `t_next`.
+
+        Only samplers whose step is linear in the state and one prediction of the noise have them;
+        for methods that treat the two paths of the gradient differently.
+
+        Args:
+            t: Times of any shape.
+            t_next: Smaller times, same shape.
+
+        Raises:
+            ContractError: If the step of this sampler, with these settings, is not of that form.
+        """
+        del t, t_next
+        message = f"the step of sampler {type(self).__name__} is not a * x + b * eps_hat"
+        raise ContractError(
+            message, where=self.build.path, fix="use ddim with eta = 0, or euler without churn"
+        )
+
+
+def all_steps(count: int) -> tuple[int, ...]:
+    """Every step of a grid with `count` steps, for `grad_steps`."""
+    return tuple(range(count))

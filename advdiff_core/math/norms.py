@@ -31,7 +31,7 @@ class BallDraws(Protocol):
 def norm(x: Tensor, kind: Norm) -> Tensor:
     """Norm of each sample [B].
 
-    The L2 norm neither overflows nor underflows: gradients of a saturated loss may be of size 1e-30.
+    The L2 norm neither overflows nor underflows: a saturated loss has gradients as small as 1e-30.
 
     Args:
         x: Vectors [B, ...].

@@ -51,8 +51,8 @@ def convert(  # noqa: PLR0913 - the conversion is a function of exactly these.
     """Turn a prediction of one kind into another, exactly, for any signal and noise scale.
 
     Where the source says nothing of the target (eps at alpha = 0, x0 at sigma = 0) the determinant
-    is floored at the machine epsilon: the result is finite, and holds amplified rounding as it must.
-    The v and flow kinds have no such point.
+    is floored at the machine epsilon: the result is finite, and holds amplified rounding as it
+    must. The v and flow kinds have no such point.
 
     Args:
         value: Prediction [B, ...] of kind `source`.
