@@ -1,14 +1,13 @@
-"""The error family of advdiff: one line that says what, where, what was found and wanted, and the mend.
+"""The error family of advdiff: one line with place, what was found and wanted, and the mend.
 
-Every error a user can cause is an `AdvdiffError`; its class fixes the exit code of the command line.
-A `Fault` is one finding in a recipe; `RecipeError` carries all of them at once.
+Every error a user can cause is an `AdvdiffError`; its class fixes the exit code of the command
+line. A `Fault` is one finding in a recipe; `RecipeError` carries all of them at once.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
 
 from attrs import asdict, frozen
 
@@ -32,10 +31,11 @@ __all__ = [
 
 MAX_ECHO = 200
 MAX_FAULTS = 20
+MIN_SIMILARITY = 0.6
 
 
 def escape(text: object, *, limit: int = MAX_ECHO) -> str:
-    """Make a string from outside safe to print: control and bidi characters escaped, length limited.
+    """Make a string from outside safe to print: control and bidi characters escaped, cut short.
 
     Args:
         text: Anything that came from a recipe, a file name, a plugin or an exception.
@@ -46,9 +46,37 @@ def escape(text: object, *, limit: int = MAX_ECHO) -> str:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice a misspelt `name` probably meant, or None."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
-    return close[0] if close else None
+    """The choice a misspelt `name` probably meant, or None.
+
+    The one with fewest letters added, dropped, changed or swapped with their neighbour; among
+    equals one with the same letters, then the most similar one.
+    """
+    close = [choice for choice in choices if _similarity(name, choice) >= MIN_SIMILARITY]
+    return min(close, key=lambda choice: _oddness(name, choice), default=None)
+
+
+def _similarity(name: str, choice: str) -> float:
+    return difflib.SequenceMatcher(None, name[:MAX_ECHO], choice).ratio()
+
+
+def _oddness(name: str, choice: str) -> tuple[int, bool, float, str]:
+    reordered = sorted(name) != sorted(choice)
+    return _edits(name[:MAX_ECHO], choice), reordered, -_similarity(name, choice), choice
+
+
+def _edits(name: str, choice: str) -> int:
+    """Edit distance with swaps of neighbours (optimal string alignment)."""
+    before: list[int] = []
+    above = list(range(len(choice) + 1))
+    for i, letter in enumerate(name, 1):
+        row = [i]
+        for j, other in enumerate(choice, 1):
+            cost = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == choice[j - 2] and name[i - 2] == other:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, above = above, row
+    return above[-1]
 
 
 class AdvdiffError(Exception):
@@ -61,7 +89,7 @@ class AdvdiffError(Exception):
         fix: The mend, printed after " - ".
     """
 
-    exit_code: ClassVar[int] = 70
+    exit_code: int = 70
 
     def __init__(self, message: str, *, code: str = "", where: str = "", fix: str = "") -> None:
         super().__init__(message)
@@ -80,9 +108,11 @@ class AdvdiffError(Exception):
         return f"{where}{self.message}{fix}"
 
 
-def one_line(message: str, *, code: str = "", where: str = "", fix: str = "") -> str:
+def one_line(
+    message: str, *, code: str = "", where: str = "", fix: str = "", level: str = "error"
+) -> str:
     """Format `advdiff: error[CODE] where: message - fix`, escaped and on one line."""
-    tag = f"error[{code}]" if code else "error"
+    tag = f"{level}[{code}]" if code else level
     place = f" {escape(where)}:" if where else ""
     mend = f" - {escape(fix, limit=400)}" if fix else ""
     return f"advdiff: {tag}{place} {escape(message, limit=600)}{mend}"
@@ -121,10 +151,12 @@ class Fault:
         place = f"{self.file}:{self.line}" if self.line else self.file
         return ": ".join(part for part in (place, self.key) if part)
 
-    def as_line(self) -> str:
-        """The fault as one printed line."""
+    def as_line(self, level: str = "error") -> str:
+        """The finding as one printed line; `level` is "warning" for what does not stop a run."""
         owner = f" ({self.plugin})" if self.plugin else ""
-        return one_line(self.message + owner, code=self.code, where=self.where(), fix=self.fix)
+        return one_line(
+            self.message + owner, code=self.code, where=self.where(), fix=self.fix, level=level
+        )
 
     def as_json(self) -> dict[str, object]:
         """The fault as the object `advdiff check --json` prints."""
@@ -136,12 +168,16 @@ class RecipeError(AdvdiffError):
 
     Args:
         faults: Every fault found, in file order. At most 20 are printed.
+
+    The exit code is 3 if all that is wrong are plugins, else 2.
     """
 
     exit_code = 2
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(faults)
+        if self.faults and all(fault.code.startswith("P") for fault in self.faults):
+            self.exit_code = PluginError.exit_code
         super().__init__("; ".join(f.message for f in self.faults) or "recipe refused")
 
     def lines(self) -> list[str]:

@@ -1,0 +1,321 @@
+"""The catalogue of installed components: what there is, whose it is, and which one a name means."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from advdiff_core.discovery import loading
+from advdiff_core.discovery.kinds import (
+    CONTRACT,
+    CORE,
+    HOOKS,
+    KINDS,
+    canonical,
+    canonical_distribution,
+    is_component_name,
+)
+from advdiff_core.discovery.metadata import Declaration, Installed, installed
+from advdiff_core.errors import PluginError, escape, nearest
+
+__all__ = ["Catalogue", "Entry", "UnknownComponentError", "scan"]
+
+_GROUP = re.compile(r"advdiff\.v(?P<contract>\d{1,6})\.(?P<kind>[A-Za-z0-9_]+)")
+_VALUE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
+
+
+class UnknownComponentError(PluginError):
+    """No installed distribution offers the component."""
+
+
+@frozen(kw_only=True)
+class Entry:
+    """A component as its distribution declares it; nothing of it has been imported.
+
+    Attributes:
+        kind: Registry kind, "hooks" for listeners, "" for a distribution that cannot be read.
+        name: What a recipe writes after `use =`.
+        value: Where the class is, `module:Class`.
+        distribution: Distribution that offers it.
+        version: Version of that distribution.
+        contract: Contract version it was made for; 0 if its group names none.
+        error: Why it cannot be used; "" if nothing is known against it.
+        warning: What a user should know although it can be used.
+    """
+
+    kind: str
+    name: str
+    value: str
+    distribution: str
+    version: str
+    contract: int = CONTRACT
+    error: str = ""
+    warning: str = ""
+
+    @property
+    def qualified(self) -> str:
+        """`dist:name`: selects this entry whatever else is installed."""
+        return f"{self.distribution}:{self.name}"
+
+    @property
+    def owner(self) -> str:
+        """`dist version`, for messages."""
+        return f"{self.distribution} {self.version}"
+
+    @property
+    def is_core(self) -> bool:
+        """True for components of the core."""
+        return canonical_distribution(self.distribution) == CORE
+
+
+def scan(
+    paths: Sequence[str | Path] | None = None, environ: Mapping[str, str] | None = None
+) -> Catalogue:
+    """Read the metadata of everything installed; imports no plugin and not torch.
+
+    `ADVDIFF_PLUGINS=a,b` in the environment allows only these distributions, and the core.
+
+    Args:
+        paths: Folders to look in instead of `sys.path`.
+        environ: Environment variables instead of `os.environ`.
+    """
+    allowed = _allowed(os.environ if environ is None else environ)
+    entries: list[Entry] = []
+    for distribution in installed(paths):
+        entries += [_broken(distribution, problem) for problem in distribution.problems]
+        entries += [_entry(distribution, line) for line in distribution.declarations]
+    permitted = [_restrict(entry, allowed) for entry in entries]
+    order = sorted(permitted, key=lambda entry: (entry.kind, entry.name, entry.distribution))
+    return Catalogue(entries=tuple(_warn_shadowing(order)))
+
+
+def _allowed(environ: Mapping[str, str]) -> frozenset[str] | None:
+    text = environ.get("ADVDIFF_PLUGINS")
+    if text is None:
+        return None
+    return frozenset(canonical_distribution(part.strip()) for part in text.split(",")) | {CORE}
+
+
+def _broken(distribution: Installed, problem: str) -> Entry:
+    return Entry(
+        kind="",
+        name="",
+        value="",
+        distribution=distribution.name,
+        version=distribution.version,
+        contract=0,
+        error=escape(problem),
+    )
+
+
+def _entry(distribution: Installed, line: Declaration) -> Entry:
+    match = _GROUP.fullmatch(line.group)
+    kind = match["kind"] if match else escape(line.group)
+    contract = int(match["contract"]) if match else 0
+    return Entry(
+        kind=kind,
+        name=escape(line.name, limit=100),
+        value=escape(line.value),
+        distribution=distribution.name,
+        version=distribution.version,
+        contract=contract,
+        error=_entry_error(line, kind, contract),
+    )
+
+
+def _entry_error(line: Declaration, kind: str, contract: int) -> str:
+    """Why a declared entry can never be used, "" if it may be."""
+    if not contract:
+        return f"group {escape(line.group)!r} is not advdiff.v{CONTRACT}.<kind>"
+    if contract != CONTRACT:
+        return (
+            f"made for version {contract} of the plugin contract, "
+            f"this advdiff-core has version {CONTRACT}"
+        )
+    if kind not in KINDS and kind != HOOKS:
+        near = nearest(kind, [*KINDS, HOOKS])
+        hint = f"did you mean {near!r}?" if near else f"kinds are {', '.join(KINDS)}"
+        return f"version {CONTRACT} of the plugin contract has no kind {kind!r}; {hint}"
+    if not is_component_name(line.name):
+        return "its name holds other characters than ASCII letters, digits and _ . + -"
+    if not _VALUE.fullmatch(line.value):
+        return f"{escape(line.value)!r} is not module:Class"
+    return ""
+
+
+def _restrict(entry: Entry, allowed: frozenset[str] | None) -> Entry:
+    known = canonical_distribution(entry.distribution)
+    if allowed is None or known in allowed or entry.error:
+        return entry
+    return evolve(entry, error="not allowed by ADVDIFF_PLUGINS")
+
+
+def _warn_shadowing(entries: list[Entry]) -> list[Entry]:
+    """Mark core entries whose name a plugin offers too: the core's wins."""
+    shadows: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        if not entry.is_core and not entry.error:
+            shadows.setdefault((entry.kind, canonical(entry.name)), []).append(entry)
+    return [
+        evolve(entry, warning=_shadow_text(entry, hidden))
+        if entry.is_core and (hidden := shadows.get((entry.kind, canonical(entry.name))))
+        else entry
+        for entry in entries
+    ]
+
+
+def _shadow_text(entry: Entry, hidden: list[Entry]) -> str:
+    others = ", ".join(f"{one.name!r} of {one.owner}" for one in hidden)
+    return (
+        f"{entry.kind} {entry.name!r} is the core's; {others} is hidden - "
+        f'write use = "{hidden[0].qualified}" to choose it'
+    )
+
+
+@frozen(kw_only=True)
+class Catalogue:
+    """Everything installed, usable or not.
+
+    Attributes:
+        entries: All entries, sorted by kind, name and distribution.
+    """
+
+    entries: tuple[Entry, ...]
+    _loaded: dict[tuple[str, str, str], type[Any]] = field(factory=dict, eq=False, repr=False)
+
+    def of_kind(self, kind: str) -> tuple[Entry, ...]:
+        """The usable entries of a kind."""
+        return tuple(one for one in self.entries if one.kind == kind and not one.error)
+
+    def names(self, kind: str) -> list[str]:
+        """Names a recipe may write for a kind, sorted."""
+        return sorted({entry.name for entry in self.of_kind(kind)})
+
+    def find(self, kind: str, use: str) -> Entry:
+        """The entry that `use` means: `name`, `dist:name`, or a family `name:variant`.
+
+        Raises:
+            UnknownComponentError: If nothing installed offers it (R11).
+            PluginError: If several do (P04), if it was made for another contract version (P08), or
+                if it is not allowed or broken.
+        """
+        return self.resolve(kind, use)[0]
+
+    def resolve(self, kind: str, use: str) -> tuple[Entry, str | None]:
+        """Like `find`; returns the variant of a family too, None without one."""
+        for distribution, name, variant in _readings(use):
+            found = self._matching(kind, name, distribution)
+            if found:
+                return self._only(kind, use, name, found), variant
+        raise self._unknown(kind, use)
+
+    def load(self, entry: Entry) -> type[Any]:
+        """Import the class of an entry and check it against its kind before anything is called.
+
+        Raises:
+            PluginError: If the import fails (P02), it is no concrete class of its kind (P03,
+                Q03), or its Settings are broken (P09).
+        """
+        if entry.error:
+            raise _unusable(entry)
+        key = (entry.kind, entry.value, entry.distribution)
+        if key not in self._loaded:
+            self._loaded[key] = loading.load_component(
+                entry.kind, entry.name, entry.value, owner=entry.owner
+            )
+        return self._loaded[key]
+
+    def _matching(self, kind: str, name: str, distribution: str | None) -> list[Entry]:
+        """Entries of a kind that `name` may mean; those of the core alone where it has one."""
+        wanted = canonical(name)
+        found = [e for e in self.entries if e.kind == kind and canonical(e.name) == wanted]
+        if distribution is not None:
+            owner = canonical_distribution(distribution)
+            found = [e for e in found if canonical_distribution(e.distribution) == owner]
+            exact = [e for e in found if e.name == name]
+            return exact or found
+        core = [e for e in found if e.is_core and e.name == name]
+        return core or found
+
+    def _only(self, kind: str, use: str, name: str, found: list[Entry]) -> Entry:
+        usable = [entry for entry in found if not entry.error]
+        if len(usable) > 1:
+            raise _clash(kind, use, usable)
+        if not usable:
+            raise _unusable(found[0])
+        if usable[0].name != name:
+            raise self._unknown(kind, use)
+        return usable[0]
+
+    def _unknown(self, kind: str, use: str) -> UnknownComponentError:
+        shown = escape(use, limit=80)
+        home = next((e.kind for e in self.entries if e.name == use and not e.error), None)
+        if home is not None and home != kind:
+            return UnknownComponentError(
+                f"{shown!r} is a {home}, wanted a {kind}",
+                code="R11",
+                fix=f"{_choices(self.names(kind))}; see 'advdiff plugins --kind {kind}'",
+            )
+        return UnknownComponentError(
+            f"no installed distribution offers a {kind} {shown!r}",
+            code="R11",
+            fix=self._fix(kind, use),
+        )
+
+    def _fix(self, kind: str, use: str) -> str:
+        distribution, colon, _ = use.partition(":")
+        near = nearest(use, [*self.names(kind), *(e.qualified for e in self.of_kind(kind))])
+        if near:
+            return f"did you mean {near!r}?"
+        known = {canonical_distribution(entry.distribution) for entry in self.entries}
+        if colon and canonical_distribution(distribution) not in known:
+            shown = escape(distribution, limit=80)
+            return f"{shown!r} is no installed distribution; a recipe names components, never code"
+        return f"install the distribution that offers it; {_choices(self.names(kind))}"
+
+
+def _readings(use: str) -> list[tuple[str | None, str, str | None]]:
+    """The ways to read `use` as (distribution, name, variant); `dist:name` goes first."""
+    parts = use.split(":")
+    if len(parts) == 1:
+        return [(None, use, None)]
+    if len(parts) == 2:
+        return [(parts[0], parts[1], None), (None, parts[0], parts[1])]
+    if len(parts) == 3:
+        return [(parts[0], parts[1], parts[2])]
+    return []
+
+
+def _choices(names: Iterable[str]) -> str:
+    listed = list(names)
+    if not listed:
+        return "none is installed"
+    more = f" and {len(listed) - 12} more" if len(listed) > 12 else ""
+    return f"installed: {', '.join(listed[:12])}{more}"
+
+
+def _clash(kind: str, use: str, found: list[Entry]) -> PluginError:
+    listed = " and ".join(f"{one.name!r} of {one.owner}" for one in found)
+    if len({one.qualified for one in found}) == len(found):
+        fix = "write " + " or ".join(f'use = "{one.qualified}"' for one in found)
+    else:
+        fix = "remove one of the two declarations"
+    return PluginError(
+        f"{kind} {escape(use, limit=80)!r} is offered more than once: {listed}", code="P04", fix=fix
+    )
+
+
+def _unusable(entry: Entry) -> PluginError:
+    message = f"{entry.kind} {entry.name!r} of {entry.owner} cannot be used: {entry.error}"
+    if entry.contract not in (0, CONTRACT):
+        newer = entry.contract > CONTRACT
+        what = "advdiff-core" if newer else entry.distribution
+        return PluginError(message, code="P08", fix=f"upgrade {what}")
+    if entry.error.endswith("ADVDIFF_PLUGINS"):
+        return PluginError(message, code="P04", fix=f"add {entry.distribution} to ADVDIFF_PLUGINS")
+    return PluginError(message, code="P03", fix=f"ask the authors of {entry.distribution}")

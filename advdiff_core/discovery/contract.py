@@ -1,0 +1,151 @@
+"""What a Settings class may look like: the types a recipe can fill, and defaults that hold."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import attrs
+
+from advdiff_core.discovery.kinds import KINDS
+from advdiff_core.errors import escape
+from advdiff_core.settings import Spec, bounds_text
+
+__all__ = ["field_types", "settings_complaint", "type_name"]
+
+_SCALARS = (bool, int, float, str, Path)
+_ALLOWED = (
+    "bool, int, float, str, Literal, Path, tuple, dict[str, ...], X | None, "
+    "nested settings classes and Spec"
+)
+
+
+class BrokenSettingsError(Exception):
+    """A Settings class that no recipe could fill."""
+
+
+def field_types(cls: type[Any], owner: type[Any] | None = None) -> dict[str, Any]:
+    """Types of the fields of an attrs class by attribute name, strings resolved.
+
+    Args:
+        cls: The attrs class.
+        owner: The component it is nested in; its other nested classes can be named in annotations.
+
+    Raises:
+        BrokenSettingsError: If an annotation cannot be resolved.
+    """
+    names = dict(vars(owner)) if owner is not None else None
+    try:
+        hints = typing.get_type_hints(cls, localns=names)
+    except Exception as error:
+        message = f"an annotation of {cls.__name__} cannot be resolved: {escape(error)}"
+        raise BrokenSettingsError(message) from error
+    return {one.name: hints.get(one.name, Any) for one in attrs.fields(cls) if one.init}
+
+
+def settings_complaint(component: type[Any], cls: Any) -> str:
+    """Why a component's Settings class cannot be used (P09); "" if it can."""
+    try:
+        _check_settings(cls, component, ())
+    except BrokenSettingsError as error:
+        return str(error)
+    return ""
+
+
+def _check_settings(cls: Any, owner: type[Any], above: tuple[type[Any], ...]) -> None:
+    if not isinstance(cls, type) or not attrs.has(cls):
+        message = f"{type_name(cls)} is not made with advdiff_core.settings"
+        raise BrokenSettingsError(message)
+    if cls in above:
+        message = f"{cls.__name__} contains itself"
+        raise BrokenSettingsError(message)
+    hints = field_types(cls, owner)
+    for one in attrs.fields(cls):
+        if one.init:
+            _check_field(one, hints[one.name], owner, (*above, cls))
+    _check_defaults(cls)
+
+
+def _check_field(
+    one: attrs.Attribute[Any], hint: Any, owner: type[Any], above: tuple[type[Any], ...]
+) -> None:
+    if one.alias == "use":
+        message = "the key 'use' is the recipe's own"
+        raise BrokenSettingsError(message)
+    kind = one.metadata.get("kind")
+    if kind and kind not in KINDS:
+        message = f"{one.name}: there is no kind {kind!r}"
+        raise BrokenSettingsError(message)
+    if bool(kind) != _holds_spec(hint):
+        message = f'{one.name}: a Spec needs setting(kind="..."), and only a Spec takes it'
+        raise BrokenSettingsError(message)
+    for nested in _check_type(one.name, hint):
+        _check_settings(nested, owner, above)
+
+
+def _holds_spec(hint: Any) -> bool:
+    return hint is Spec or any(_holds_spec(part) for part in get_args(hint))
+
+
+def _check_type(name: str, hint: Any) -> list[type[Any]]:
+    """The nested settings classes in a field's type.
+
+    Raises:
+        BrokenSettingsError: If a recipe cannot hold that type.
+    """
+    if hint in _SCALARS or hint is Spec or hint is type(None):
+        return []
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal and all(isinstance(part, str | int) for part in parts):
+        return []
+    if origin in (Union, types.UnionType):
+        return [cls for part in parts for cls in _check_type(name, part)]
+    if origin is tuple and parts:
+        return [cls for part in parts if part is not ... for cls in _check_type(name, part)]
+    if origin in (dict, Mapping) and parts[0] is str:
+        return _check_type(name, parts[1])
+    if isinstance(hint, type) and attrs.has(hint):
+        return [hint]
+    message = f"{name} has type {type_name(hint)}; a recipe can hold {_ALLOWED}"
+    raise BrokenSettingsError(message)
+
+
+def _check_defaults(cls: type[Any]) -> None:
+    """Defaults must pass the class's own validators, whatever the other keys are."""
+    for one in attrs.fields(cls):
+        if one.default is attrs.NOTHING or not one.init:
+            continue
+        value = _default_of(cls, one)
+        complaint = bounds_text(one.metadata, value)
+        if complaint:
+            message = f"the default of {one.name} is not valid: {complaint}"
+            raise BrokenSettingsError(message)
+    if all(one.default is not attrs.NOTHING for one in attrs.fields(cls) if one.init):
+        try:
+            cls()
+        except Exception as error:
+            message = f"its defaults are not valid: {escape(error)}"
+            raise BrokenSettingsError(message) from error
+
+
+def _default_of(cls: type[Any], one: attrs.Attribute[Any]) -> Any:
+    default: Any = one.default
+    if type(default).__name__ != "Factory":
+        return default
+    if default.takes_self:
+        return None
+    try:
+        return default.factory()
+    except Exception as error:
+        message = f"the default of {cls.__name__}.{one.name} cannot be made: {escape(error)}"
+        raise BrokenSettingsError(message) from error
+
+
+def type_name(hint: Any) -> str:
+    """A type as a person reads it, for example "tuple[float, ...]"."""
+    if isinstance(hint, type) and not get_args(hint):
+        return hint.__name__
+    return str(hint).replace("typing.", "")
