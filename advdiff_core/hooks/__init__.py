@@ -1,0 +1,1 @@
+"""Listeners to a run (pluggy): progress, logs, pictures, trackers. They never take part."""
