@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from advdiff_core.interfaces.component import Build, Component
 
@@ -21,3 +22,12 @@ class ModuleComponent(nn.Module, Component):
     def __init__(self, settings: Any, build: Build) -> None:
         nn.Module.__init__(self)
         Component.__init__(self, settings, build)
+
+    @property
+    def draws_random(self) -> bool:
+        """True if a forward in train mode draws from torch's global generator.
+
+        The core then keys that generator around each forward. Found by looking for dropout layers; override
+        where a network draws in other ways (label dropout, stochastic depth).
+        """
+        return any(isinstance(part, _DropoutNd) and part.p > 0 for part in self.modules())

@@ -162,7 +162,7 @@ class StepCost:
         self.roles[role] = self.roles.get(role, Cost()) + cost
 
 
-def rehearse(plan: Plan, due: Iterable[str]) -> StepCost:
+def rehearse(plan: Plan, due: Iterable[str], *, share: bool = True) -> StepCost:
     """Count the passes of one step by going through its phases without tensors.
 
     Follows the memo rules of `TrainStep` to the letter; a test compares it with the passes counted at run time.
@@ -170,6 +170,7 @@ def rehearse(plan: Plan, due: Iterable[str]) -> StepCost:
     Args:
         plan: The plan of the phases that share a step.
         due: Players that take part in this step.
+        share: Whether phases share graphs (they do unless the batch is split in micro-batches).
     """
     cost, memo = StepCost(), set()
     players = set(due)
@@ -181,22 +182,29 @@ def rehearse(plan: Plan, due: Iterable[str]) -> StepCost:
             for role in phase.roles & frozenset().union(*(plan.graph_roles[q] for q in phase.needs)):
                 cost.add(role, Cost(parameter_backwards=1))
             last = turn + 1 == phase.passes
-            memo = {q for q in memo if survives(plan, q, phase, later, last=last)}
+            memo = {q for q in memo if survives(plan, q, phase, later, last=last, share=share)}
     return cost
 
 
-def survives(
-    plan: Plan, query: Query[Any], phase: Phase, later: frozenset[str], *, last: bool
+def survives(  # noqa: PLR0913 - the facts the rule is made of.
+    plan: Plan,
+    query: Query[Any],
+    phase: Phase,
+    later: frozenset[str],
+    *,
+    last: bool,
+    share: bool = True,
 ) -> bool:
     """Whether a memoized value outlives a backward pass of `phase`.
 
-    After the last pass a value is kept (detached) for later players unless its graph touches a role they train.
+    After the last pass a value is kept (detached) for later players unless its graph touches a role they train;
+    with `share`, a graph that this phase did not use up is kept for them too.
     Before it, a value goes if its graph was used up, if it reads a free view (whose delta has moved), or if the
     weights it depends on have moved.
     """
     touched = plan.graph_roles[query]
     if last:
-        return not (touched & phase.roles and touched & later)
+        return not (touched & later) if not share else not (touched & phase.roles and touched & later)
     stale = plan.value_roles[query] if phase.moves else touched
     return not (stale & phase.roles or plan.views[query] & plan.free_views)
 

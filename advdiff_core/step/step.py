@@ -67,6 +67,9 @@ class TrainStep:
         self.nimg = place.nimg
         self.own: frozenset[str] = frozenset()
         self.upcoming: frozenset[str] = frozenset()
+        self.later: frozenset[str] = frozenset()
+        #: Whether a graph built in one phase may be kept for a later one (off with micro-batches).
+        self.share = True
         self.probing = False
         self.searching = False
         self.asked: set[Query[Any]] = set()
@@ -128,14 +131,15 @@ class TrainStep:
     def enter(self, phase: Phase, later: Iterable[Phase]) -> None:
         """Begin a player's turn."""
         self.own = phase.roles
-        self.upcoming = frozenset().union(*(other.roles for other in later))
+        self.later = frozenset().union(*(other.roles for other in later))
+        self.upcoming = self.later if self.share else frozenset()
 
     def leave(self, phase: Phase, *, last: bool) -> None:
         """End a backward pass of a player: forget or detach what it used up."""
         kept = {
             query: value
             for query, value in self._memo.items()
-            if survives(self.plan, query, phase, self.upcoming, last=last)
+            if survives(self.plan, query, phase, self.later, last=last, share=self.share)
         }
         used = phase.roles
         self._memo = {
@@ -180,6 +184,10 @@ class TrainStep:
         radius = torch.as_tensor(budget.radius, dtype=torch.float32, device=leaf.device)
         whole = budget._replace(radius=radius.expand(leaf.shape[0]))
         return perturbation.apply(base, leaf, whole, self.scene.data.domain if self.scene.data else None)
+
+    def versions(self) -> dict[Query[Any], int]:
+        """How often each memoized tensor was written to; shows edits in place."""
+        return {q: v._version for q, v in self._memo.items() if isinstance(v, Tensor)}  # noqa: SLF001
 
     def ascend(self) -> None:
         """After a backward: give each free perturbation its gradient."""

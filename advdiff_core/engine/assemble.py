@@ -1,0 +1,298 @@
+"""From a checked recipe to the objects of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from attrs import define, evolve, field
+from torch import nn
+
+from advdiff_core.draws import keyed_generator
+from advdiff_core.engine.compute import choose_compute
+from advdiff_core.engine.distributed import World
+from advdiff_core.engine.ema import Ema, EmaRule
+from advdiff_core.engine.feed import BadSamples, Feed, Source
+from advdiff_core.engine.lr import LearningRate
+from advdiff_core.engine.players import Player, Term
+from advdiff_core.errors import AdvdiffError, PluginError
+from advdiff_core.interfaces.backbone import Backbone
+from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
+from advdiff_core.interfaces.dataset import Corruption, Dataset
+from advdiff_core.interfaces.loss_term import LossTerm
+from advdiff_core.interfaces.module import ModuleComponent
+from advdiff_core.interfaces.noise_schedule import NoiseSchedule
+from advdiff_core.interfaces.optimizer import Optimizer
+from advdiff_core.interfaces.perturbation import Perturbation
+from advdiff_core.recipe import Recipe
+from advdiff_core.settings import Spec
+from advdiff_core.step.denoiser import Wear
+from advdiff_core.step.plan import Plan
+from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
+from advdiff_core.types import Domain
+
+__all__ = ["Experiment", "assemble"]
+
+
+@define(kw_only=True, eq=False)
+class Experiment:
+    """The objects of a run.
+
+    Attributes:
+        recipe: The recipe they were made from.
+        source: The data.
+        scene: Roles, views, schedule, device.
+        players: Players in the recipe's order.
+        plan: Plan of the players that share a step.
+        fresh_plans: Plan of each player with a step of its own.
+        build: What further components (sampler, metrics) are told.
+    """
+
+    recipe: Recipe
+    source: Source
+    scene: Scene
+    players: tuple[Player, ...]
+    plan: Plan
+    fresh_plans: dict[str, Plan]
+    build: Build
+
+    def feed(self) -> Feed:
+        """The data in the run's keyed order."""
+        return Feed(self.source, seed=self.scene.seed, place=self.scene.compute.place)
+
+    def make(self, spec: Spec) -> Component:
+        """Build a further component: sampler, metric."""
+        return make(spec, self.build)
+
+
+@define(kw_only=True)
+class _Assembler:
+    recipe: Recipe
+    build: Build = field(factory=Build)
+
+    def make(self, spec: Spec) -> Component:
+        return make(spec, self.build)
+
+
+def make(spec: Spec, build: Build) -> Component:
+    """Build one component under a keyed random state.
+
+    Raises:
+        PluginError: P13 if its constructor fails, naming component, distribution and cause.
+    """
+
+    def nested(inner: Spec) -> Component:
+        return make(inner, told)
+
+    told = evolve(build, path=spec.path, make=nested)
+    try:
+        with _keyed_init(build.seed, spec.path):
+            made = spec.component(spec.settings, told)
+    except AdvdiffError:
+        raise
+    except Exception as cause:
+        message = f"{spec.kind} {spec.use!r} could not be built: {type(cause).__name__}: {cause}"
+        owner = f"{spec.distribution} {spec.version}".strip()
+        raise PluginError(message, code="P13", where=f"{spec.path} ({owner})") from cause
+    return cast("Component", made)
+
+
+@contextmanager
+def _keyed_init(seed: int, path: str) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_generator(seed, path, "init").initial_seed())
+        yield
+
+
+def assemble(recipe: Recipe, *, world: World | None = None, device: str | None = None) -> Experiment:
+    """Build everything a recipe names, in the order: data, schedule, models, views, terms, players.
+
+    Args:
+        recipe: The checked recipe.
+        world: The processes of the run; alone if None.
+        device: Overrides `run.device`.
+
+    Raises:
+        PluginError: If a component cannot be built or queries do not fit.
+        DataError: If data or initial weights are missing or damaged.
+    """
+    maker = _Assembler(recipe=recipe, build=Build(seed=recipe.run.seed))
+    source = _data(maker)
+    maker.build = evolve(maker.build, data=source.info)
+    schedule = cast("NoiseSchedule", maker.make(recipe.schedule.spec))
+    maker.build = evolve(maker.build, schedule=schedule)
+    compute = choose_compute(recipe.run, source.info, world or World(), device=device)
+    roles = _roles(maker, schedule)
+    for role in roles.values():
+        _place(role.module, compute.device, channels_last=compute.channels_last)
+    views = _views(maker)
+    density = recipe.schedule.density
+    scene = Scene(
+        roles=roles,
+        views=views,
+        schedule=schedule,
+        density=Density(
+            law=density.law, mean=density.mean, std=density.std, stratified=density.stratified
+        ),
+        data=source.info,
+        compute=compute,
+        seed=recipe.run.seed,
+    )
+    players = _players(maker, scene)
+    shared = [player.phase() for player in players if not player.fresh]
+    fresh = {p.name: Plan([p.phase()], scene) for p in players if p.fresh}
+    return Experiment(
+        recipe=recipe, source=source, scene=scene, players=players, plan=Plan(shared, scene),
+        fresh_plans=fresh, build=maker.build,
+    )  # fmt: skip
+
+
+def _data(maker: _Assembler) -> Source:
+    data = maker.recipe.data
+    dataset = cast("Dataset", maker.make(data.spec))
+    bad = BadSamples(on_bad=data.on_bad, limit=data.max_bad)
+    wanted = Domain(*data.domain) if data.domain else None
+    plain = Source(dataset, domain=wanted, bad=bad)
+    maker.build = evolve(maker.build, data=plain.info)
+    corruptions = [cast("Corruption", maker.make(spec)) for spec in data.corrupt]
+    return Source(dataset, corruptions=corruptions, domain=wanted, bad=bad)
+
+
+def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
+    roles: dict[str, Role] = {}
+    recipe = maker.recipe
+    owners = {role: name for name, player in recipe.players.items() for role in player.models}
+    for name, model in recipe.models.items():
+        owner = None if model.frozen else owners.get(name)
+        wear = _wear(model, schedule)
+        c_noise = _c_noise_range(wear, schedule) if wear else (0.0, 1000.0)
+        built = make(model.spec, evolve(maker.build, c_noise=c_noise))
+        module = cast("ModuleComponent", built)
+        taps = module.taps if isinstance(module, Backbone) else {}
+        info = ModelInfo(
+            kind=model.kind, frozen=owner is None, taps=taps,
+            parametrization=model.parametrization if wear else "none",
+        )  # fmt: skip
+        if model.init:
+            _load_init(module, name, model.init)
+        module.train(owner is not None)
+        module.requires_grad_(owner is not None)
+        run = torch.compile(module) if model.compile else None
+        roles[name] = Role(
+            name=name, info=info, module=module, owner=owner, wear=wear, run=run,
+            random=module.draws_random,
+        )  # fmt: skip
+        models = {**maker.build.models, name: info}
+        maker.build = evolve(maker.build, models=models, c_noise=c_noise)
+    return roles
+
+
+def _wear(model: Any, schedule: NoiseSchedule) -> Wear | None:
+    if model.kind != "backbone" or model.parametrization == "none":
+        return None
+    edm = model.parametrization == "edm"
+    c_noise = model.c_noise if model.c_noise != "auto" else ("log-sigma" if edm else "index")
+    sigma_data = model.sigma_data if model.sigma_data is not None else (0.5 if edm else 1.0)
+    return Wear(
+        schedule=schedule,
+        parametrization=model.parametrization,
+        sigma_data=sigma_data,
+        c_noise=c_noise,
+    )
+
+
+def _c_noise_range(wear: Wear, schedule: NoiseSchedule) -> tuple[float, float]:
+    if wear.c_noise == "index":
+        return schedule.c_noise_range()
+    ends = wear.noise_input(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
+    finite = ends.clamp(-4.0, 4.0)
+    return float(finite.min()), float(finite.max())
+
+
+def _load_init(module: nn.Module, role: str, path: str) -> None:
+    from advdiff_core.engine.checkpoint import match_state, read_weights  # noqa: PLC0415 - seldom.
+
+    found = read_weights(path, role)
+    state = module.state_dict()
+    match_state(state, found, where=f"models.{role}.init ({path})")
+    module.load_state_dict(found)
+
+
+def _place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+    module.to(device)
+    if channels_last:
+        module.to(memory_format=torch.channels_last)
+
+
+def _views(maker: _Assembler) -> dict[str, ViewDecl]:
+    declared = {name: ViewDecl(name) for name in ROOTS}
+    infos = {name: ViewInfo(base=None, root=name) for name in ROOTS}
+    waiting = dict(maker.recipe.views)
+    while waiting:
+        ready = [name for name, view in waiting.items() if view.base in declared]
+        assert ready, "the recipe loader refuses views that chain in a circle"
+        for name in ready:
+            view = waiting.pop(name)
+            root = infos[view.base].root
+            infos[name] = ViewInfo(base=view.base, root=root)
+            maker.build = evolve(maker.build, views=infos)
+            perturbation = cast("Perturbation", maker.make(view.perturb))
+            infos = {**infos, name: ViewInfo(base=view.base, root=root, follows=perturbation.follows)}
+            declared[name] = ViewDecl(root, view.base, perturbation)
+    maker.build = evolve(maker.build, views=infos)
+    return declared
+
+
+def _players(maker: _Assembler, scene: Scene) -> tuple[Player, ...]:
+    players = []
+    for name, player in maker.recipe.players.items():
+        terms = tuple(_term(maker, key, scene) for key in sorted(player.terms))
+        roles = tuple(scene.roles[role] for role in player.models)
+        parameters = _parameters(roles, terms)
+        optimizer = cast("Optimizer", maker.make(player.optimizer)).make(parameters)
+        rules = [_ema_rule(rule) for rule in player.ema]
+        emas = {role.name: [Ema(role.module, rule) for rule in rules] for role in roles if rules}
+        lr = player.lr_schedule
+        players.append(
+            Player(
+                name=name, roles=roles, terms=terms, optimizer=optimizer, parameters=parameters,
+                lr=LearningRate(
+                    law=lr.law, warmup=lr.warmup, images=maker.recipe.run.images,
+                    final=lr.final, reference=lr.reference,
+                ),
+                every=player.every, passes=player.passes, moves=player.update == "pass",
+                fresh=player.fresh, clip=player.clip, emas=emas,
+            )
+        )  # fmt: skip
+    return tuple(players)
+
+
+def _term(maker: _Assembler, name: str, scene: Scene) -> Term:
+    declared = maker.recipe.terms[name]
+    module = cast("LossTerm", maker.make(declared.spec))
+    module.to(scene.compute.device)
+    return Term(
+        name=name, module=module, weight=declared.weight, after=declared.after,
+        until=declared.until,
+    )  # fmt: skip
+
+
+def _parameters(
+    roles: tuple[Role, ...], terms: tuple[Term, ...]
+) -> list[tuple[str, nn.Parameter]]:
+    owned: list[tuple[str, nn.Module]] = [(f"models.{role.name}", role.module) for role in roles]
+    owned += [(f"terms.{term.name}", term.module) for term in terms]
+    return [
+        (f"{prefix}.{name}", parameter)
+        for prefix, module in owned
+        for name, parameter in module.named_parameters()
+    ]
+
+
+def _ema_rule(rule: Any) -> EmaRule:
+    if isinstance(rule, float | int):
+        return EmaRule(rate=float(rule))
+    known: Mapping[str, Any] = {"rate": rule.rate, "power": rule.power, "halflife": rule.halflife}
+    return EmaRule(**known)

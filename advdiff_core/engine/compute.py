@@ -1,0 +1,60 @@
+"""Device, precision and memory format of a run."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from advdiff_core.engine.distributed import World
+from advdiff_core.errors import UsageError
+from advdiff_core.step.scene import Compute
+from advdiff_core.types import DataInfo
+
+__all__ = ["choose_compute", "multiplies_bf16"]
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    names = ("amx_bf16", "avx512_bf16")
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in names)
+
+
+def choose_compute(
+    run: Any, data: DataInfo, world: World, *, device: str | None = None
+) -> Compute:
+    """Resolve the "auto" values of `run.device`, `run.precision` and `run.channels_last`.
+
+    bfloat16 and channels_last pay on convolutions of real size; points and images below 16 x 16 stay in
+    float32 and the default format, where both are slower (docs/results/precision.md).
+
+    Raises:
+        UsageError: If a device is asked for that is not there.
+    """
+    chosen = _device(device or run.device, world)
+    large = data.is_image and min(data.shape[1:]) >= 16
+    bf16 = run.precision == "bf16" or (
+        run.precision == "auto" and large and multiplies_bf16(chosen)
+    )
+    last = run.channels_last
+    channels_last = data.is_image and (last == "true" or (last == "auto" and large and bf16))
+    return Compute(
+        device=chosen, autocast=torch.bfloat16 if bf16 else None, channels_last=channels_last
+    )
+
+
+def _device(name: str, world: World) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        message = "no CUDA device is available here"
+        raise UsageError(message, code="R10", where="run.device", fix='use "auto" or "cpu"')
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", world.rank % torch.cuda.device_count()))
+    return torch.device("cuda", local)

@@ -1,0 +1,130 @@
+"""The seam to torch.distributed: rank, gradient sync, agreement. One process needs no process group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from attrs import frozen
+from torch import Tensor, nn
+
+from advdiff_core.errors import AdvdiffError, UsageError
+
+__all__ = ["World", "joined_world"]
+
+
+@frozen(kw_only=True)
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> tuple[int, int]:
+        """First row and number of rows of this process in a global batch.
+
+        Raises:
+            UsageError: If there are fewer samples than processes.
+        """
+        if batch < self.size:
+            message = f"a batch of {batch} cannot be shared by {self.size} processes"
+            raise UsageError(message, where="run.batch", fix="raise run.batch or start fewer")
+        edges = [batch * rank // self.size for rank in range(self.size + 1)]
+        return edges[self.rank], edges[self.rank + 1] - edges[self.rank]
+
+    def sync_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum gradients over the processes, in one flat all-reduce per dtype; missing ones count as zero.
+
+        Every process reduces the same fixed list, so that none waits for a gradient another does not have.
+        """
+        if self.size == 1:
+            return
+        for dtype in sorted({p.dtype for p in parameters}, key=str):
+            group = [p for p in parameters if p.dtype == dtype]
+            for p in group:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            flat = torch.cat([p.grad.flatten() for p in group if p.grad is not None])
+            dist.all_reduce(flat)
+            offset = 0
+            for p in group:
+                assert p.grad is not None
+                p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
+                offset += p.numel()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a small tensor over the processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def all(self, flag: bool) -> bool:
+        """True if the flag is true on every process."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+        return bool(votes.item())
+
+    def any(self, flag: bool) -> bool:
+        """True if the flag is true on at least one process."""
+        return not self.all(not flag)
+
+    def same_text(self, text: str) -> str:
+        """The main process's text, on every process."""
+        if self.size == 1:
+            return text
+        box: list[bytes] = [text.encode()]
+        length = torch.tensor([len(box[0])])
+        dist.broadcast(length, 0)
+        data = torch.zeros(int(length.item()), dtype=torch.uint8)
+        if self.is_main:
+            data = torch.frombuffer(bytearray(box[0]), dtype=torch.uint8)
+        dist.broadcast(data, 0)
+        return bytes(data.tolist()).decode()
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined_world(*, timeout_s: float = 120.0) -> Iterator[World]:
+    """Join the process group that torchrun announces in the environment; alone without one.
+
+    Args:
+        timeout_s: Seconds a collective waits for a silent process.
+
+    Raises:
+        AdvdiffError: If the group cannot be joined.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size <= 1 or dist.is_initialized():
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        yield World(rank=rank, size=dist.get_world_size() if dist.is_initialized() else 1)
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    except (RuntimeError, ValueError) as cause:
+        message = f"cannot join {size} processes at {os.environ.get('MASTER_ADDR')}: {cause}"
+        raise AdvdiffError(message, code="X08", fix="start with torchrun") from cause
+    try:
+        yield World(rank=dist.get_rank(), size=dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,172 @@
+"""Samples from a trained role: one seed, one image, whatever the batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from advdiff_core.draws import SeedDraws, keyed_generator
+from advdiff_core.engine.assemble import Experiment
+from advdiff_core.errors import UsageError
+from advdiff_core.interfaces.sampler import Sampler
+from advdiff_core.step.scene import Role, Scene
+from advdiff_core.types import Prediction
+
+__all__ = ["SampleSet", "evaluation_mode", "generate", "weights_of"]
+
+
+@frozen(kw_only=True)
+class SampleSet:
+    """Generated samples and how they were made.
+
+    Attributes:
+        x0: Samples [N, ...] on the CPU, in the data's domain.
+        seeds: Seed of each.
+        labels: Label of each [N], or None.
+        nfe: Network evaluations per sample.
+        seconds: Wall time.
+        sampler: Name and settings, for the record.
+    """
+
+    x0: Tensor
+    seeds: tuple[int, ...]
+    labels: Tensor | None
+    nfe: int
+    seconds: float
+    sampler: Mapping[str, Any]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Run the body in eval mode and put back the flag of every submodule."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in flags:
+            part.training = training
+
+
+def weights_of(experiment: Experiment, role: str, ema: int | None) -> dict[str, Tensor] | None:
+    """Averaged weights of a role; None for the weights as trained.
+
+    Args:
+        experiment: The run.
+        role: Model role.
+        ema: Number of the average in the player's list; negative for the weights as trained; None for the
+            first average if there is one.
+
+    Raises:
+        UsageError: If the role has no such average.
+    """
+    emas = [e for p in experiment.players for r, es in p.emas.items() if r == role for e in es]
+    if ema is None:
+        ema = 0 if emas else -1
+    if ema < 0:
+        return None
+    if ema >= len(emas):
+        message = f"role {role!r} has {len(emas)} averages, number {ema} was asked for"
+        raise UsageError(message, code="R10", where="sample.ema", fix="use -1 for the raw weights")
+    wanted = {n: p.dtype for n, p in experiment.scene.roles[role].module.named_parameters()}
+    return {n: v.to(wanted.get(n, v.dtype)) for n, v in emas[ema].shadow.items()}
+
+
+@torch.no_grad()
+def generate(  # noqa: PLR0913 - the choices of one sampling run.
+    experiment: Experiment,
+    seeds: Sequence[int],
+    *,
+    role: str | None = None,
+    ema: int | None = None,
+    labels: Tensor | None = None,
+    batch: int = 256,
+) -> SampleSet:
+    """Sample one image per seed.
+
+    Args:
+        experiment: The run; its networks are left as they are.
+        seeds: One per image; the image depends on its seed, the weights and the sampler alone.
+        role: Model role; `sample.role` if None.
+        ema: See `weights_of`; `sample.ema` if None.
+        labels: Labels [N]; drawn per seed when None and the data have classes.
+        batch: Images at once.
+
+    Raises:
+        UsageError: If the role is not a denoiser or has no such average.
+    """
+    settings = experiment.recipe.sample
+    name = role or settings.role
+    denoiser = _denoiser(experiment.scene, name)
+    weights = weights_of(experiment, name, settings.ema if ema is None else ema)
+    sampler = cast("Sampler", experiment.make(settings.spec))
+    if labels is None:
+        labels = _labels(seeds, experiment)
+    began, nfe, parts = time.monotonic(), 0, []
+    with evaluation_mode(denoiser.module):
+        for start in range(0, len(seeds), batch):
+            chosen = None if labels is None else labels[start : start + batch]
+            x0, nfe = _chunk(experiment.scene, denoiser, weights, sampler, seeds[start : start + batch], chosen)
+            parts.append(x0)
+    shape = experiment.scene.data.shape if experiment.scene.data else ()
+    x0 = torch.cat(parts) if parts else torch.empty(0, *shape)
+    return SampleSet(
+        x0=x0, seeds=tuple(seeds), labels=labels, nfe=nfe, seconds=time.monotonic() - began,
+        sampler={"use": settings.spec.use, "role": name},
+    )  # fmt: skip
+
+
+def _denoiser(scene: Scene, name: str) -> Role:
+    role = scene.roles.get(name)
+    if role is None or role.wear is None:
+        denoisers = [key for key, value in scene.roles.items() if value.wear is not None]
+        message = f"{name!r} is not a denoiser of this run; it has {', '.join(denoisers) or 'none'}"
+        raise UsageError(message, code="R10", where="sample.role", fix="choose one of these")
+    return role
+
+
+def _labels(seeds: Sequence[int], experiment: Experiment) -> Tensor | None:
+    classes = experiment.source.info.classes
+    if not classes:
+        return None
+    draws = [
+        torch.randint(classes, (1,), generator=keyed_generator("image", seed, "label")) for seed in seeds
+    ]
+    return torch.cat(draws) if draws else torch.empty(0, dtype=torch.int64)
+
+
+def _chunk(  # noqa: PLR0913 - one batch of `generate`.
+    scene: Scene,
+    role: Role,
+    weights: dict[str, Tensor] | None,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    labels: Tensor | None,
+) -> tuple[Tensor, int]:
+    device = scene.compute.device
+    y = None if labels is None else labels.to(device)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with scene.compute.forward():
+            if weights is None:
+                return role.module(*args, **kwargs)
+            return functional_call(role.module, weights, args, kwargs)
+
+    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        return cast("Prediction", role.wear(forward, x_t, t, y))
+
+    assert scene.schedule is not None
+    assert scene.data is not None
+    first = sampler.grid()[0].to(device=device, dtype=torch.float32)
+    noise = SeedDraws(seeds, stream="start", device=device).normal((len(seeds), *scene.data.shape))
+    x_T = scene.compute.place(noise) * scene.schedule.sigma(first)
+    draws = SeedDraws(seeds, stream="steps", device=device)
+    samples = sampler.sample(denoise, x_T, draws)
+    return samples.x0.float().cpu().contiguous(), samples.nfe

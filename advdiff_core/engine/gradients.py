@@ -1,0 +1,55 @@
+"""Gradients between backward and the optimizer: clipping and the decision whether to move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from advdiff_core.engine.distributed import World
+from advdiff_core.errors import NumericsError
+
+if TYPE_CHECKING:
+    from advdiff_core.engine.players import Player
+
+__all__ = ["clip_gradients", "refuse_non_finite"]
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+    """Scale gradients down to a total norm of `limit`; returns the norm before, on the device.
+
+    A norm that is not finite leaves the gradients as they are: the caller refuses the step.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # noqa: SLF001
+    if limit is not None:
+        factor = torch.where(norm.isfinite(), (limit / (norm + 1e-12)).clamp(max=1.0), 1.0)
+        torch._foreach_mul_(gradients, factor)  # noqa: SLF001 - as torch's own clipping does.
+    return norm
+
+
+def refuse_non_finite(total: Tensor, norm: Tensor, player: Player, world: World) -> None:
+    """Stop before the optimizer moves if the loss or a gradient is not finite.
+
+    The one host synchronisation of a turn: whether to step must be known on the host, by all processes.
+
+    Raises:
+        NumericsError: N01 for a loss, N02 for a gradient (names the parameter).
+    """
+    fine = bool(torch.isfinite(total) & torch.isfinite(norm))
+    if world.all(fine):
+        return
+    where = f"players.{player.name}"
+    fix = "lower the learning rate, set players.*.clip, or look at the saved capsule"
+    if not bool(torch.isfinite(total)):
+        message = f"the loss is {float(total)}; no weight has moved"
+        raise NumericsError(message, code="N01", where=where, fix=fix)
+    names = [name for name, p in player.parameters if p.grad is not None and not p.grad.isfinite().all()]
+    found = names[0] if names else "another process"
+    message = f"the gradient of {found} is not finite; no weight has moved"
+    raise NumericsError(message, code="N02", where=where, fix=fix)

@@ -1,0 +1,79 @@
+"""How many samples go through the networks at once."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from advdiff_core.draws import BLOCK
+from advdiff_core.step.plan import Plan
+from advdiff_core.step.step import Place, TrainStep
+
+if TYPE_CHECKING:
+    from advdiff_core.engine.assemble import Experiment
+
+__all__ = ["available_bytes", "choose_micro_batch", "saved_bytes_per_image"]
+
+#: Share of the free memory that the activations of a micro-batch may take.
+SHARE = 0.5
+PROBE_IMAGES = 2
+
+
+def choose_micro_batch(experiment: Experiment, local_batch: int) -> int:
+    """Samples per micro-batch on this process: as given, or as many as fit in half of the free memory.
+
+    The need is counted, not tried: the bytes autograd saves for the backward of a 2-image step.
+    """
+    given = experiment.recipe.run.micro_batch
+    if given != "auto":
+        return min(int(given), local_batch)
+    room = SHARE * available_bytes(experiment.scene.compute.device)
+    most = int(room / max(saved_bytes_per_image(experiment), 1))
+    if most >= local_batch:
+        return local_batch
+    return max(most // BLOCK * BLOCK, 1)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of a device; on a CPU what the system could hand out now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 * 2**30
+
+
+def saved_bytes_per_image(experiment: Experiment) -> float:
+    """Bytes that autograd keeps per image for the backward of one step, parameters left out."""
+    parameters = {p.untyped_storage().data_ptr() for r in experiment.scene.roles.values() for p in r.module.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    count = min(PROBE_IMAGES, experiment.source.info.count)
+    batch = experiment.source.batch(torch.arange(count))
+    place = experiment.scene.compute.place
+    costs = {name: role.cost for name, role in experiment.scene.roles.items()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        for player in experiment.players:
+            plan: Plan = experiment.fresh_plans.get(player.name, experiment.plan)
+            where = Place(index=0, nimg=0, start=0, size=count, total=count)
+            step = TrainStep(experiment.scene, plan, place(batch.x), _labels(batch.y, place), where)
+            step.enter(player.phase(), [])
+            for term in player.terms:
+                term.module(step)
+    for name, role in experiment.scene.roles.items():
+        role.cost = costs[name]
+    return sum(seen.values()) / count
+
+
+def _labels(y: Tensor | None, place) -> Tensor | None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    return None if y is None else place(y)

@@ -1,0 +1,141 @@
+"""`advdiff plan`: what one step runs, from the declarations alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from attrs import frozen
+
+from advdiff_core.engine.assemble import Experiment
+from advdiff_core.step.plan import StepCost, rehearse
+from advdiff_core.types import Cost
+
+__all__ = ["PlanReport", "plan_experiment", "step_cost"]
+
+#: Longest cycle of `every` settings that the average is taken over.
+MAX_CYCLE = 240
+
+
+@frozen(kw_only=True)
+class PlanReport:
+    """What one step costs.
+
+    Attributes:
+        step: Passes of a step in which every player takes part.
+        average: Passes per step on average, with the players' `every`.
+        parameters: Parameters by role.
+        taps: Taps asked for, by forward.
+        players: Player, its roles, terms, `every` and `passes`.
+        micro: Whether graphs are shared between players (not with micro-batches).
+    """
+
+    step: StepCost
+    average: dict[str, tuple[float, float, float]]
+    parameters: dict[str, int]
+    taps: dict[str, tuple[str, ...]]
+    players: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object `advdiff plan --json` prints."""
+        roles = {
+            name: {
+                "forwards": cost.forwards,
+                "input_backwards": cost.input_backwards,
+                "parameter_backwards": cost.parameter_backwards,
+                "average": dict(
+                    zip(("forwards", "input_backwards", "parameter_backwards"), self.average[name], strict=True)
+                ),
+                "parameters": self.parameters[name],
+            }
+            for name, cost in sorted(self.step.roles.items())
+        }
+        queries = [
+            {"query": query, "role": role, "forwards": count} for query, role, count in self.step.queries
+        ]
+        return {"roles": roles, "queries": queries, "taps": self.taps, "players": self.players}
+
+    def lines(self) -> list[str]:
+        """The plan in words, a line each."""
+        lines = ["one step, every player taking part:"]
+        for name, cost in sorted(self.step.roles.items()):
+            lines.append(
+                f"  {name}: {_many(cost.forwards, 'forward')}, "
+                f"{_many(cost.input_backwards, 'input-only backward')}, "
+                f"{_many(cost.parameter_backwards, 'parameter backward')} "
+                f"({self.parameters[name]:,} parameters)"
+            )
+        lines.append("forwards in order:")
+        lines += [f"  {role} x{count}  {query}" for query, role, count in self.step.queries]
+        for forward, taps in sorted(self.taps.items()):
+            lines.append(f"taps of {forward}: {', '.join(taps)}")
+        lines.append("players:")
+        for player in self.players:
+            lines.append(
+                f"  {player['name']}: trains {', '.join(player['models'])} on {', '.join(player['terms'])}, "
+                f"every {player['every']} steps, {_many(player['passes'], 'pass', 'passes')}"
+            )
+        return lines
+
+
+def step_cost(experiment: Experiment, *, index: int = 0, nimg: int | None = None, share: bool = True) -> StepCost:
+    """Passes of step `index`; with `nimg` given, of the terms active then."""
+    due = [
+        player.name
+        for player in experiment.players
+        if index % player.every == 0 and (nimg is None or player.due(index, nimg))
+    ]
+    plans = [experiment.plan, *experiment.fresh_plans.values()]
+    costs = [rehearse(plan, due, share=share) for plan in plans]
+    whole = StepCost()
+    for cost in costs:
+        whole.queries += cost.queries
+        for role, passes in cost.roles.items():
+            whole.add(role, passes)
+    return whole
+
+
+def plan_experiment(experiment: Experiment) -> PlanReport:
+    """The plan of an assembled recipe."""
+    whole = step_cost(experiment)
+    roles = experiment.scene.roles
+    for name in roles:
+        whole.add(name, Cost())
+    cycle = min(math.lcm(*(player.every for player in experiment.players)), MAX_CYCLE)
+    costs = [step_cost(experiment, index=index) for index in range(cycle)]
+    return PlanReport(
+        step=whole,
+        average={name: _average([cost.roles.get(name, Cost()) for cost in costs]) for name in roles},
+        parameters={
+            name: sum(p.numel() for p in role.module.parameters()) for name, role in roles.items()
+        },
+        taps=_taps(experiment),
+        players=[
+            {
+                "name": player.name,
+                "models": [role.name for role in player.roles],
+                "terms": [term.name for term in player.terms],
+                "every": player.every,
+                "passes": player.passes,
+            }
+            for player in experiment.players
+        ],
+    )
+
+
+def _taps(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    plans = [experiment.plan, *experiment.fresh_plans.values()]
+    return {repr(f): d.taps for plan in plans for f, d in plan.demands.items() if d.taps}
+
+
+def _average(costs: list[Cost]) -> tuple[float, float, float]:
+    count = len(costs)
+    return (
+        sum(cost.forwards for cost in costs) / count,
+        sum(cost.input_backwards for cost in costs) / count,
+        sum(cost.parameter_backwards for cost in costs) / count,
+    )
+
+
+def _many(count: int, word: str, words: str = "") -> str:
+    return f"{count} {word if count == 1 else words or word + 's'}"

@@ -1,0 +1,190 @@
+"""Players: who is optimised, with which terms, and one turn of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from advdiff_core.engine.checks import check_term
+from advdiff_core.engine.distributed import World
+from advdiff_core.engine.ema import Ema
+from advdiff_core.engine.gradients import clip_gradients, refuse_non_finite
+from advdiff_core.engine.lr import LearningRate
+from advdiff_core.engine.stats import Stats
+from advdiff_core.interfaces.loss_term import LossTerm
+from advdiff_core.step.plan import Phase
+from advdiff_core.step.scene import Role, Scene
+from advdiff_core.step.step import TrainStep
+from advdiff_core.types import Cost
+
+__all__ = ["Player", "Term", "Turn"]
+
+
+@frozen(kw_only=True)
+class Term:
+    """A loss term as a player uses it.
+
+    Attributes:
+        name: Name in the recipe.
+        module: The term.
+        weight: Factor in the player's total.
+        after: Takes part once this many images were seen.
+        until: Takes part until this many images were seen; None for ever.
+    """
+
+    name: str
+    module: LossTerm
+    weight: float = 1.0
+    after: int = 0
+    until: int | None = None
+
+    def active(self, nimg: int) -> bool:
+        """Whether it takes part in the step that begins at `nimg` images."""
+        return self.after <= nimg and (self.until is None or nimg < self.until)
+
+
+@define(kw_only=True, eq=False)
+class Player:
+    """A player at run time.
+
+    Attributes:
+        name: Name in the recipe.
+        roles: Roles it trains.
+        terms: Its terms, sorted by name: the order of a recipe's tables never matters.
+        optimizer: Its optimizer.
+        parameters: `(name, parameter)` pairs in the optimizer's order.
+        rates: Learning rate of each parameter group at factor 1.
+        lr: Factor as a function of images.
+        every: Takes part in every n-th step.
+        passes: Backward passes per batch.
+        moves: Optimizer step after each pass, not only after the last.
+        fresh: Draws a batch of its own.
+        clip: Largest gradient norm; None for no clipping.
+        emas: Averages by role.
+        updates: Optimizer steps taken.
+    """
+
+    name: str
+    roles: tuple[Role, ...]
+    terms: tuple[Term, ...]
+    optimizer: Optimizer
+    parameters: list[tuple[str, nn.Parameter]]
+    lr: LearningRate
+    every: int = 1
+    passes: int = 1
+    moves: bool = True
+    fresh: bool = False
+    clip: float | None = None
+    emas: dict[str, list[Ema]] = field(factory=dict)
+    rates: list[float] = field(init=False)
+    updates: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def phase(self, nimg: int | None = None) -> Phase:
+        """Its phase with the terms active at `nimg` images; with all of them if None."""
+        terms = [t for t in self.terms if nimg is None or t.active(nimg)]
+        return Phase(
+            player=self.name,
+            roles=frozenset(role.name for role in self.roles),
+            needs=tuple(query for term in terms for query in term.module.needs),
+            every=self.every,
+            passes=self.passes,
+            moves=self.moves,
+            fresh=self.fresh,
+        )
+
+    def due(self, index: int, nimg: int) -> bool:
+        """Whether it takes part in step `index`, which begins at `nimg` images."""
+        return index % self.every == 0 and any(term.active(nimg) for term in self.terms)
+
+
+@define(kw_only=True, eq=False)
+class Turn:
+    """One player's turn in one step.
+
+    Attributes:
+        player: Whose turn it is.
+        scene: The static part of the run.
+        world: The processes of the run.
+        stats: Where losses are reported.
+        nimg: Images seen before the step.
+        batch: Global batch.
+        checked: Whether terms are held to their contract (first steps of a run).
+    """
+
+    player: Player
+    scene: Scene
+    world: World
+    stats: Stats
+    nimg: int
+    batch: int
+    checked: bool = False
+
+    def run(self, steps: Sequence[TrainStep], later: Sequence[Phase]) -> None:
+        """All passes over the micro-batches, with the optimizer's step.
+
+        Raises:
+            NumericsError: If a loss or gradient is not finite; no weight has moved then.
+        """
+        phase = self.player.phase(self.nimg)
+        for step in steps:
+            step.enter(phase, later)
+        self._learning_rate()
+        for turn in range(self.player.passes):
+            last = turn + 1 == self.player.passes
+            total = torch.zeros((), device=self.scene.compute.device)
+            for step in steps:
+                total = total + self._backward(step)
+                step.ascend()
+                step.leave(phase, last=last)
+            if last or self.player.moves:
+                self._update(total)
+
+    def _backward(self, step: TrainStep) -> Tensor:
+        scale = 1.0 if self.player.moves else 1.0 / self.player.passes
+        total: Tensor = torch.zeros((), device=self.scene.compute.device)
+        for term in self.player.terms:
+            if not term.active(self.nimg):
+                continue
+            loss = self._loss(term, step)
+            self.stats.add(f"loss/{term.name}", loss)
+            total = total + term.weight * scale * loss.sum() / self.batch
+        total.backward()  # type: ignore[no-untyped-call]
+        needs = self.player.phase(self.nimg).needs
+        reached = frozenset().union(*(step.plan.graph_roles[query] for query in needs))
+        for role in self.player.roles:
+            if role.name in reached:
+                role.count(Cost(parameter_backwards=1))
+        return total.detach()
+
+    def _loss(self, term: Term, step: TrainStep) -> Tensor:
+        if self.checked:
+            return check_term(term.name, term.module, step)
+        loss: Any = term.module(step)
+        return loss
+
+    def _learning_rate(self) -> None:
+        factor = self.player.lr.factor(self.nimg)
+        for group, rate in zip(self.player.optimizer.param_groups, self.player.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _update(self, total: Tensor) -> None:
+        player = self.player
+        parameters = [parameter for _, parameter in player.parameters]
+        self.world.sync_gradients(parameters)
+        norm = clip_gradients(parameters, player.clip)
+        self.stats.add(f"grad_norm/{player.name}", norm)
+        refuse_non_finite(self.world.sum(total), norm, player, self.world)
+        player.optimizer.step()
+        player.optimizer.zero_grad(set_to_none=True)
+        player.updates += 1
+        for emas in player.emas.values():
+            for ema in emas:
+                ema.update(nimg=self.nimg + self.batch, batch=self.batch)

@@ -1,0 +1,25 @@
+"""Rows of pictures that show how a run is doing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advdiff_core.engine.assemble import Experiment
+from advdiff_core.engine.generate import generate
+
+__all__ = ["preview"]
+
+
+def preview(experiment: Experiment, nimg: int) -> dict[str, Tensor]:
+    """Clean data, data as the model sees them, and samples, by caption, each [N, ...] on the CPU."""
+    del nimg
+    count = experiment.recipe.sample.images
+    source = experiment.source
+    indices = torch.arange(min(count, source.info.count))
+    rows = {"real": source.clean(indices).x}
+    if source.corruptions:
+        rows["training data"] = source.batch(indices).x
+    if any(role.wear is not None for role in experiment.scene.roles.values()):
+        rows["samples"] = generate(experiment, range(count)).x0
+    return {caption: x.float().cpu().contiguous() for caption, x in rows.items()}

@@ -1,0 +1,102 @@
+"""What a checkpoint holds, as nested dicts of tensors and plain values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from advdiff_core.engine.checkpoint import load_optimizer_state, match_state, optimizer_state
+
+if TYPE_CHECKING:
+    from advdiff_core.engine.trainer import Trainer
+
+__all__ = ["gather_state", "is_finite", "restore_state"]
+
+
+def gather_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State of a run: shared by all processes, and this process's own.
+
+    No random state is in it: every draw is keyed by seed and step.
+    """
+    experiment = trainer.experiment
+    shared = {
+        "nimg": trainer.nimg,
+        "index": trainer.index,
+        "micro": trainer.micro,
+        "models": {name: _tensors(role.module) for name, role in experiment.scene.roles.items()},
+        "terms": {
+            term.name: _tensors(term.module) for player in experiment.players for term in player.terms
+        },
+        "ema": {
+            role: {str(i): dict(ema.shadow) for i, ema in enumerate(emas)}
+            for player in experiment.players
+            for role, emas in player.emas.items()
+        },
+        "players": {
+            player.name: {
+                "updates": player.updates,
+                "optimizer": optimizer_state(player.optimizer, [n for n, _ in player.parameters]),
+                "ema_updates": {
+                    role: [ema.updates for ema in emas] for role, emas in player.emas.items()
+                },
+            }
+            for player in experiment.players
+        },
+    }
+    return shared, {"stats": trainer.stats.state()}
+
+
+def restore_state(trainer: Trainer, shared: dict[str, Any], own: dict[str, Any]) -> None:
+    """Put saved state back, name by name.
+
+    Raises:
+        DataError: S12 if a tensor is missing, unexpected or of another shape or dtype.
+    """
+    experiment = trainer.experiment
+    for name, role in experiment.scene.roles.items():
+        _restore(role.module, shared["models"].get(name, {}), f"models.{name}")
+    for player in experiment.players:
+        saved = shared["players"][player.name]
+        names = [n for n, _ in player.parameters]
+        load_optimizer_state(player.optimizer, names, saved["optimizer"])
+        player.updates = saved["updates"]
+        for term in player.terms:
+            _restore(term.module, shared["terms"].get(term.name, {}), f"terms.{term.name}")
+        for role_name, emas in player.emas.items():
+            for i, ema in enumerate(emas):
+                shadow = shared["ema"][role_name][str(i)]
+                match_state(ema.shadow, shadow, where=f"ema.{role_name}.{i}")
+                ema.load(shadow, saved["ema_updates"][role_name][i])
+    trainer.nimg, trainer.index = shared["nimg"], shared["index"]
+    if trainer.experiment.recipe.run.micro_batch == "auto":
+        # Another split of the batch would add gradients in another order.
+        trainer.micro = min(shared["micro"], trainer.local)
+    trainer.stats.load(own["stats"])
+
+
+def is_finite(shared: dict[str, Any]) -> bool:
+    """Whether every floating tensor of the models and averages is finite."""
+    stack: list[Any] = [shared["models"], shared["ema"]]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            if not bool(torch.isfinite(value).all()):
+                return False
+    return True
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    # Buffers that are not persistent may still shape training: they are saved too.
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@torch.no_grad()
+def _restore(module: nn.Module, found: dict[str, Tensor], where: str) -> None:
+    wanted = _tensors(module)
+    match_state(wanted, found, where=where)
+    for name, tensor in wanted.items():
+        tensor.copy_(found[name])

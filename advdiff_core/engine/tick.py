@@ -1,0 +1,137 @@
+"""What happens between steps: log lines, sample pictures, checkpoints, the crash capsule."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import define, field
+
+from advdiff_core.engine.checkpoint import save
+from advdiff_core.engine.preview import preview
+from advdiff_core.engine.rundir import RunDir, save_capsule
+from advdiff_core.engine.state import is_finite
+from advdiff_core.errors import NumericsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advdiff_core.engine.trainer import Trainer
+    from advdiff_core.step.step import TrainStep
+
+__all__ = ["Ticks"]
+
+
+@define(kw_only=True, eq=False)
+class Ticks:
+    """The events of one run.
+
+    Attributes:
+        rundir: Where files go.
+        hooks: Listeners; None on processes other than the main one.
+        info: What listeners are told of the run.
+        provenance: Versions and hardware, stored in every checkpoint.
+        saved: Images of the newest checkpoint; -1 if none.
+    """
+
+    rundir: RunDir
+    hooks: Any
+    info: Any
+    provenance: dict[str, Any] = field(factory=dict)
+    saved: int = -1
+    _since: float = 0.0
+    _since_nimg: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.rundir.path
+
+    def started(self, trainer: Trainer) -> None:
+        """Before the first step."""
+        self._since, self._since_nimg = time.monotonic(), trainer.nimg
+        if trainer.world.is_main:
+            self.hooks.run_started(self.info)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """After every step."""
+        run, sample = trainer.experiment.recipe.run, trainer.experiment.recipe.sample
+        done = trainer.nimg >= trainer.images
+        if done or _passed(trainer, run.log_every):
+            self._log(trainer)
+        if sample.every and not done and _passed(trainer, sample.every):
+            self._images(trainer)
+        if not done and run.checkpoint_every and _passed(trainer, run.checkpoint_every):
+            self.save(trainer)
+
+    def finished(self, trainer: Trainer) -> None:
+        """After the last step."""
+        if self.saved != trainer.nimg:
+            self.save(trainer)
+        self._images(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint."""
+        shared, own = trainer.state()
+        path = save(
+            self.rundir,
+            trainer.nimg,
+            shared,
+            own,
+            meta={
+                "provenance": self.provenance,
+                "health": {"finite": is_finite(shared)},
+                "metrics_bytes": self.rundir.metrics_bytes(),
+            },
+            world=trainer.world,
+            keep=trainer.experiment.recipe.run.keep,
+        )
+        self.saved = trainer.nimg
+        if trainer.world.is_main:
+            self.hooks.checkpoint_saved(self.info, trainer.nimg, path)
+
+    def capsule(
+        self, trainer: Trainer, steps: Sequence[TrainStep], error: NumericsError
+    ) -> Path | None:
+        """Save what is needed to repeat a step that was not finite."""
+        if not steps:
+            return None
+        tensors: dict[str, Any] = {"x0": torch.cat([step.x0 for step in steps])}
+        shared, _ = trainer.state()
+        info = {
+            "error": str(error), "step": trainer.index, "nimg": trainer.nimg,
+            "seed": trainer.scene.seed, "rank": trainer.world.rank,
+        }  # fmt: skip
+        return save_capsule(
+            self.rundir, f"step-{trainer.index}-rank-{trainer.world.rank}",
+            {**tensors, "models": shared["models"]}, info,
+        )  # fmt: skip
+
+    def _log(self, trainer: Trainer) -> None:
+        means = trainer.stats.means(trainer.world)
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
+        row = {
+            "nimg": trainer.nimg,
+            "step": trainer.index,
+            "images_per_s": (trainer.nimg - self._since_nimg) / seconds,
+            **means,
+        }
+        self._since, self._since_nimg = now, trainer.nimg
+        if trainer.world.is_main:
+            self.hooks.metrics_logged(self.info, trainer.nimg, row)
+
+    def _images(self, trainer: Trainer) -> None:
+        if trainer.world.is_main and trainer.experiment.recipe.sample.images:
+            images = preview(trainer.experiment, trainer.nimg)
+            self.hooks.images_ready(self.info, trainer.nimg, images)
+        # Pictures do not count in the images per second of training.
+        self._since, self._since_nimg = time.monotonic(), trainer.nimg
+
+
+def _passed(trainer: Trainer, every: int) -> bool:
+    """Whether the last step crossed a multiple of `every` images."""
+    before = trainer.nimg - trainer.batch
+    return trainer.nimg // every > before // every
