@@ -1,4 +1,4 @@
-"""Sphinx configuration: MyST pages, autodoc for the interfaces, and a reference made from the components."""
+"""Sphinx configuration: MyST pages, autodoc, and a reference made from the components."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import advdiff_core
 
 project = "advdiff"
 author = "the advdiff authors"
-copyright = "the advdiff authors, Apache-2.0"  # noqa: A001 - Sphinx's name.
+copyright = "the advdiff authors, Apache-2.0"
 release = advdiff_core.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -39,4 +39,6 @@ html_show_copyright = False
 
 def setup(app: object) -> None:
     """Write the generated pages before Sphinx looks for sources."""
-    app.connect("builder-inited", lambda app: generate_reference.write(Path(app.srcdir, "reference")))
+    app.connect(
+        "builder-inited", lambda app: generate_reference.write(Path(app.srcdir, "reference"))
+    )
