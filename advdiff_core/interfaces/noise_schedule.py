@@ -26,6 +26,9 @@ class NoiseSchedule(Component):
     #: True if `alpha^2 + sigma^2 = 1` at every time.
     variance_preserving: bool = False
 
+    #: Law of sampling times that suits it (`advdiff_core.math.grids`), for samplers without their own.
+    default_grid: str = "trailing"
+
     @property
     @abstractmethod
     def t_min(self) -> float:

@@ -94,6 +94,8 @@ class EDM(NoiseSchedule):
         sigma_max: float = setting(80.0, help="Largest noise standard deviation.", gt=0)
 
     settings: Settings
+    # Equal steps of sigma would spend nearly all of them where only noise is seen.
+    default_grid = "karras"
 
     @property
     def t_min(self) -> float:
