@@ -26,7 +26,7 @@ class NoiseSchedule(Component):
     #: True if `alpha^2 + sigma^2 = 1` at every time.
     variance_preserving: bool = False
 
-    #: Law of sampling times that suits it (`advdiff_core.math.grids`), for samplers without their own.
+    #: Law of sampling times (see `advdiff_core.math.grids`) for samplers that are not told one.
     default_grid: str = "trailing"
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,19 +10,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 
-__all__ = ["LAWS", "TimeLaw", "draw_times"]
-
-TimeLaw = Literal["uniform", "log-normal"]
+__all__ = ["LAWS", "draw_times"]
 
 #: Names of the laws.
-LAWS: tuple[TimeLaw, ...] = ("uniform", "log-normal")
+LAWS: tuple[str, ...] = ("uniform", "log-normal")
 
 
 def draw_times(
     schedule: NoiseSchedule,
     u: Tensor,
     *,
-    law: TimeLaw = "uniform",
+    law: str = "uniform",
     mean: float = -1.2,
     std: float = 1.2,
 ) -> Tensor:

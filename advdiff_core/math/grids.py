@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,16 +10,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 
-__all__ = ["LAWS", "GridLaw", "sampling_times"]
-
-GridLaw = Literal["karras", "exponential", "log-snr", "uniform", "trailing"]
+__all__ = ["LAWS", "sampling_times"]
 
 #: Names of the laws.
-LAWS: tuple[GridLaw, ...] = ("karras", "exponential", "log-snr", "uniform", "trailing")
+LAWS: tuple[str, ...] = ("karras", "exponential", "log-snr", "uniform", "trailing")
 
 
 def sampling_times(
-    schedule: NoiseSchedule, num_steps: int, *, law: GridLaw = "karras", rho: float = 7.0
+    schedule: NoiseSchedule, num_steps: int, *, law: str = "karras", rho: float = 7.0
 ) -> Tensor:
     """Times `t_max = t_0 > ... > t_n = t_zero` of a sampler.
 

@@ -14,7 +14,7 @@ of the two factors, so that `weight * squared error` is the same number in each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,16 +22,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from advdiff_core.types import PredictionKind
 
-__all__ = ["LAWS", "WeightLaw", "error_ratio", "loss_weight"]
-
-WeightLaw = Literal["uniform", "min-snr", "soft-min-snr", "edm", "p2"]
+__all__ = ["LAWS", "error_ratio", "loss_weight"]
 
 #: Names of the laws.
-LAWS: tuple[WeightLaw, ...] = ("uniform", "min-snr", "soft-min-snr", "edm", "p2")
+LAWS: tuple[str, ...] = ("uniform", "min-snr", "soft-min-snr", "edm", "p2")
 
 
 def loss_weight(  # noqa: PLR0913 - the union of the laws' parameters.
-    law: WeightLaw,
+    law: str,
     snr: Tensor,
     space: PredictionKind,
     *,
