@@ -14,7 +14,7 @@ of the two factors, so that `weight * squared error` is the same number in each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from advdiff_core.types import PredictionKind
 
-__all__ = ["LAWS", "error_ratio", "loss_weight"]
+__all__ = ["LAWS", "WeightLaw", "error_ratio", "loss_weight"]
+
+WeightLaw = Literal["uniform", "min-snr", "soft-min-snr", "edm", "p2"]
 
 #: Names of the laws.
 LAWS: tuple[str, ...] = ("uniform", "min-snr", "soft-min-snr", "edm", "p2")
