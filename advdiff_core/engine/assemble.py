@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from attrs import define, evolve, field
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from advdiff_core.draws import keyed_generator
+from advdiff_core.engine.checkpoint import match_state, read_weights
 from advdiff_core.engine.compute import choose_compute
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.ema import Ema, EmaRule
 from advdiff_core.engine.feed import BadSamples, Feed, Source
 from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.players import Player, Term
-from advdiff_core.errors import AdvdiffError, PluginError
+from advdiff_core.errors import AdvdiffError, DataError, PluginError
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
 from advdiff_core.interfaces.dataset import Corruption, Dataset
@@ -106,7 +110,9 @@ def _keyed_init(seed: int, path: str) -> Iterator[None]:
         yield
 
 
-def assemble(recipe: Recipe, *, world: World | None = None, device: str | None = None) -> Experiment:
+def assemble(
+    recipe: Recipe, *, world: World | None = None, device: str | None = None
+) -> Experiment:
     """Build everything a recipe names, in the order: data, schedule, models, views, terms, players.
 
     Args:
@@ -179,9 +185,8 @@ def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
             _load_init(module, name, model.init)
         module.train(owner is not None)
         module.requires_grad_(owner is not None)
-        run = torch.compile(module) if model.compile else None
         roles[name] = Role(
-            name=name, info=info, module=module, owner=owner, wear=wear, run=run,
+            name=name, info=info, module=module, owner=owner, wear=wear, run=_callable(module, model),
             random=module.draws_random,
         )  # fmt: skip
         models = {**maker.build.models, name: info}
@@ -211,13 +216,27 @@ def _c_noise_range(wear: Wear, schedule: NoiseSchedule) -> tuple[float, float]:
     return float(finite.min()), float(finite.max())
 
 
-def _load_init(module: nn.Module, role: str, path: str) -> None:
-    from advdiff_core.engine.checkpoint import match_state, read_weights  # noqa: PLC0415 - seldom.
+def _load_init(module: nn.Module, role: str, path: Path) -> None:
+    """Take the first average of the same role, or its raw weights where it has none."""
+    try:
+        found = read_weights(path, role, ema=0)
+    except DataError:
+        found = read_weights(path, role)
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = {n: t.to(state[n].dtype) if n in state else t for n, t in found.tensors.items()}
+    match_state(state, tensors, where=f"models.{role}.init ({path})")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(tensors[name])
 
-    found = read_weights(path, role)
-    state = module.state_dict()
-    match_state(state, found, where=f"models.{role}.init ({path})")
-    module.load_state_dict(found)
+
+def _callable(module: nn.Module, model: Any) -> Callable[..., Any] | None:
+    """What is called for a forward, when it is not the module itself."""
+    run: Callable[..., Any] | None = torch.compile(module) if model.compile else None
+    if model.checkpointing:
+        # The whole network is recomputed: a step with several forwards holds one of them at a time.
+        return partial(checkpoint, run or module, use_reentrant=False)
+    return run
 
 
 def _place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
@@ -239,7 +258,10 @@ def _views(maker: _Assembler) -> dict[str, ViewDecl]:
             infos[name] = ViewInfo(base=view.base, root=root)
             maker.build = evolve(maker.build, views=infos)
             perturbation = cast("Perturbation", maker.make(view.perturb))
-            infos = {**infos, name: ViewInfo(base=view.base, root=root, follows=perturbation.follows)}
+            infos = {
+                **infos,
+                name: ViewInfo(base=view.base, root=root, follows=perturbation.follows),
+            }
             declared[name] = ViewDecl(root, view.base, perturbation)
     maker.build = evolve(maker.build, views=infos)
     return declared
@@ -279,9 +301,7 @@ def _term(maker: _Assembler, name: str, scene: Scene) -> Term:
     )  # fmt: skip
 
 
-def _parameters(
-    roles: tuple[Role, ...], terms: tuple[Term, ...]
-) -> list[tuple[str, nn.Parameter]]:
+def _parameters(roles: tuple[Role, ...], terms: tuple[Term, ...]) -> list[tuple[str, nn.Parameter]]:
     owned: list[tuple[str, nn.Module]] = [(f"models.{role.name}", role.module) for role in roles]
     owned += [(f"terms.{term.name}", term.module) for term in terms]
     return [
@@ -292,7 +312,4 @@ def _parameters(
 
 
 def _ema_rule(rule: Any) -> EmaRule:
-    if isinstance(rule, float | int):
-        return EmaRule(rate=float(rule))
-    known: Mapping[str, Any] = {"rate": rule.rate, "power": rule.power, "halflife": rule.halflife}
-    return EmaRule(**known)
+    return EmaRule(rate=rule.rate, power=rule.power, halflife=rule.halflife)

@@ -26,24 +26,20 @@ def multiplies_bf16(device: torch.device) -> bool:
     return any(bool(capabilities.get(name)) for name in names)
 
 
-def choose_compute(
-    run: Any, data: DataInfo, world: World, *, device: str | None = None
-) -> Compute:
+def choose_compute(run: Any, data: DataInfo, world: World, *, device: str | None = None) -> Compute:
     """Resolve the "auto" values of `run.device`, `run.precision` and `run.channels_last`.
 
-    bfloat16 and channels_last pay on convolutions of real size; points and images below 16 x 16 stay in
-    float32 and the default format, where both are slower (docs/results/precision.md).
+    bfloat16 and channels_last pay on convolutions; points stay in float32.
 
     Raises:
         UsageError: If a device is asked for that is not there.
     """
     chosen = _device(device or run.device, world)
-    large = data.is_image and min(data.shape[1:]) >= 16
     bf16 = run.precision == "bf16" or (
-        run.precision == "auto" and large and multiplies_bf16(chosen)
+        run.precision == "auto" and data.is_image and multiplies_bf16(chosen)
     )
     last = run.channels_last
-    channels_last = data.is_image and (last == "true" or (last == "auto" and large and bf16))
+    channels_last = data.is_image and (last is True or (last == "auto" and bf16))
     return Compute(
         device=chosen, autocast=torch.bfloat16 if bf16 else None, channels_last=channels_last
     )

@@ -84,18 +84,22 @@ class World:
         """True if the flag is true on at least one process."""
         return not self.all(not flag)
 
-    def same_text(self, text: str) -> str:
-        """The main process's text, on every process."""
+    def gather(self, text: str) -> list[str]:
+        """The texts of all processes in order of rank, on every process; also a barrier."""
         if self.size == 1:
-            return text
-        box: list[bytes] = [text.encode()]
-        length = torch.tensor([len(box[0])])
-        dist.broadcast(length, 0)
-        data = torch.zeros(int(length.item()), dtype=torch.uint8)
-        if self.is_main:
-            data = torch.frombuffer(bytearray(box[0]), dtype=torch.uint8)
-        dist.broadcast(data, 0)
-        return bytes(data.tolist()).decode()
+            return [text]
+        data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(text.encode())]))
+        width = max(int(length.item()) for length in lengths) or 1
+        padded = torch.zeros(width, dtype=torch.uint8)
+        padded[: len(data)] = data[:width]
+        rows = [torch.zeros(width, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(rows, padded)
+        return [
+            bytes(row[: int(length.item())].tolist()).decode()
+            for row, length in zip(rows, lengths, strict=True)
+        ]
 
     def barrier(self) -> None:
         """Wait for every process."""

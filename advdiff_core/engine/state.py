@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from advdiff_core.engine.checkpoint import load_optimizer_state, match_state, optimizer_state
+from advdiff_core.engine.checkpoint import match_state
+from advdiff_core.engine.optimizer_state import load_optimizer_state, optimizer_state
 
 if TYPE_CHECKING:
     from advdiff_core.engine.trainer import Trainer
@@ -27,17 +28,22 @@ def gather_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
         "micro": trainer.micro,
         "models": {name: _tensors(role.module) for name, role in experiment.scene.roles.items()},
         "terms": {
-            term.name: _tensors(term.module) for player in experiment.players for term in player.terms
+            term.name: _tensors(term.module)
+            for player in experiment.players
+            for term in player.terms
         },
         "ema": {
-            role: {str(i): dict(ema.shadow) for i, ema in enumerate(emas)}
+            role: [dict(ema.shadow) for ema in emas]
             for player in experiment.players
             for role, emas in player.emas.items()
+        },
+        "optimizers": {
+            player.name: optimizer_state(player.optimizer, player.parameters)
+            for player in experiment.players
         },
         "players": {
             player.name: {
                 "updates": player.updates,
-                "optimizer": optimizer_state(player.optimizer, [n for n, _ in player.parameters]),
                 "ema_updates": {
                     role: [ema.updates for ema in emas] for role, emas in player.emas.items()
                 },
@@ -59,14 +65,16 @@ def restore_state(trainer: Trainer, shared: dict[str, Any], own: dict[str, Any])
         _restore(role.module, shared["models"].get(name, {}), f"models.{name}")
     for player in experiment.players:
         saved = shared["players"][player.name]
-        names = [n for n, _ in player.parameters]
-        load_optimizer_state(player.optimizer, names, saved["optimizer"])
+        load_optimizer_state(
+            player.optimizer, player.parameters, shared["optimizers"][player.name],
+            where=f"optimizers.{player.name}",
+        )  # fmt: skip
         player.updates = saved["updates"]
         for term in player.terms:
             _restore(term.module, shared["terms"].get(term.name, {}), f"terms.{term.name}")
         for role_name, emas in player.emas.items():
             for i, ema in enumerate(emas):
-                shadow = shared["ema"][role_name][str(i)]
+                shadow = shared["ema"][role_name][i]
                 match_state(ema.shadow, shadow, where=f"ema.{role_name}.{i}")
                 ema.load(shadow, saved["ema_updates"][role_name][i])
     trainer.nimg, trainer.index = shared["nimg"], shared["index"]
@@ -83,6 +91,8 @@ def is_finite(shared: dict[str, Any]) -> bool:
         value = stack.pop()
         if isinstance(value, dict):
             stack += value.values()
+        elif isinstance(value, list):
+            stack += value
         elif isinstance(value, Tensor) and value.is_floating_point():
             if not bool(torch.isfinite(value).all()):
                 return False
