@@ -5,7 +5,7 @@ Called by Sphinx (see conf.py). By hand: `python docs/generate_reference.py docs
 
 from __future__ import annotations
 
-import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,8 +15,11 @@ import attrs
 import click
 from sphinx.util import logging
 
+from advdiff_core.cli.app import PROGRAM, app
+from advdiff_core.cli.settings_text import Key, description, keys_of
 from advdiff_core.discovery import KINDS, Catalogue, Entry, scan
 from advdiff_core.errors import PluginError
+from advdiff_core.recipe import schema
 
 logger = logging.getLogger(__name__)
 
@@ -69,104 +72,56 @@ def kind_page(catalogue: Catalogue, kind: str) -> str:
 
 def component_section(entry: Entry, cls: type[Any]) -> str:
     """Heading, description and settings of a component."""
-    parts = [f"## {entry.name}", f"From `{entry.distribution}`.", prose(cls)]
-    if cls.variants:
-        parts.append(f"A family: {cls.variants}")
-    else:
-        parts.append(settings_table(cls.Settings))
-    return "\n\n".join(parts)
+    keys = f"A family: {cls.variants}" if cls.variants else key_table(keys_of(cls.Settings))
+    return "\n\n".join(
+        [f"## {entry.name}", f"From `{entry.distribution}`.", description(cls), keys]
+    )
 
 
-def prose(thing: Any) -> str:
-    """Paragraphs of a docstring up to its first section ("Args:", "Attributes:", "Contract:")."""
-    paragraphs = (inspect.getdoc(thing) or "").split("\n\n")
-    kept = []
-    for paragraph in paragraphs:
-        if paragraph.split("\n")[0].rstrip().endswith(":") and "\n    " in paragraph:
-            break
-        kept.append(paragraph)
-    return "\n\n".join(kept)
-
-
-def settings_table(cls: type[Any]) -> str:
-    """The keys of a Settings class as a table, nested settings below it."""
-    fields = [field for field in attrs.fields(cls) if not field.name.startswith("_")]
-    if not fields:
+def key_table(keys: list[Key], marked: Iterable[str] = ()) -> str:
+    """Keys as a table; those in `marked` get a star."""
+    if not keys:
         return "It has no keys of its own."
-    rows = ["| key | type | default | allowed | unit | |", "| --- | --- | --- | --- | --- | --- |"]
-    for field in fields:
-        help_text = str(field.metadata.get("help", ""))
-        unit = str(field.metadata.get("unit", ""))
-        cells = [code(field.name), code(type_text(field)), default_text(field), allowed_text(field)]
-        rows.append("| " + " | ".join([*cells, cell(unit), cell(help_text)]) + " |")
+    rows = ["| key | type | default | allowed | |", "| --- | --- | --- | --- | --- |"]
+    for key in keys:
+        name = code(key.key) + (" \\*" if key.key in marked else "")
+        default = "required" if key.default is None else code(key.default)
+        unit = f" [{key.unit}]" if key.unit else ""
+        kind = "name" if key.key == "use" else cell(key.type)
+        cells = [name, kind, default, cell(key.allowed), cell(key.help + unit)]
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
-
-
-def type_text(field: attrs.Attribute[Any]) -> str:
-    """The type as a recipe's author reads it."""
-    text = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
-    kind = field.metadata.get("kind")
-    text = text.replace("typing.", "").replace("advdiff_core.settings.", "")
-    return text.replace("Spec", f"{kind} table") if kind else text
-
-
-def default_text(field: attrs.Attribute[Any]) -> str:
-    """The default as TOML would write it, as far as it can."""
-    if field.default is attrs.NOTHING:
-        return "required"
-    value = field.default
-    if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
-        value = value.factory() if not value.takes_self else None
-    if value is None:
-        return ""
-    return code(toml_text(value))
-
-
-def toml_text(value: Any) -> str:
-    """A value in TOML's notation."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(toml_text, value)) + "]"
-    if attrs.has(type(value)):
-        return "{ ... }"
-    return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def allowed_text(field: attrs.Attribute[Any]) -> str:
-    """Bounds, choices, or what a name refers to."""
-    choices = field.metadata.get("choices")
-    if choices:
-        return ", ".join(code(toml_text(choice)) for choice in choices)
-    signs = {"gt": "&gt;", "ge": "&ge;", "lt": "&lt;", "le": "&le;"}
-    bounds = field.metadata.get("bounds") or {}
-    parts = [f"{signs[rule]} {limit:g}" for rule, limit in bounds.items()]
-    if field.metadata.get("ref"):
-        parts.append(f"a {field.metadata['ref']} of the recipe")
-    return ", ".join(parts)
 
 
 def code(text: str) -> str:
     """A code span that is safe in a table."""
-    return f"`{cell(text)}`" if text else ""
+    return f"`{text.replace('|', chr(92) + '|')}`" if text else ""
 
 
 def cell(text: str) -> str:
-    """Text that is safe in a table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Plain text that is safe in a table."""
+    return re.sub(r"([|*_<>\[\]`])", r"\\\1", text).replace("\n", " ")
 
 
 def recipe_page() -> str:
     """The recipe's own tables and keys."""
-    return f"{HEAD}\n# Recipe\n"
+    intro = (
+        "Keys of the core itself; those of a component stand in the same table, beside its `use`. "
+        "Keys marked \\* may be changed when a run is resumed."
+    )
+    parts = [HEAD, "# Recipe", intro]
+    for name, table in schema.TABLES.items():
+        fields = attrs.fields(table.cls)
+        safe = {schema.key_of(field) for field in fields if field.metadata.get("safe")}
+        parts.append(f"## {name}.&lt;name&gt;" if table.named else f"## {name}")
+        parts += [description(table.cls), key_table(keys_of(table.cls), safe)]
+    return "\n\n".join(parts) + "\n"
 
 
 def cli_page() -> str:
     """`--help` of every command."""
-    from advdiff_core.cli import main
-
     parts = [HEAD, "# Command line", "The output of `--help`, command by command."]
-    for path, command, context in commands(main, "advdiff", None):
+    for path, command, context in commands(app, PROGRAM, None):
         parts += [f"## {path}", "```text\n" + command.get_help(context) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
