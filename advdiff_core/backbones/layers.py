@@ -1,0 +1,230 @@
+"""Layers shared by the backbones."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advdiff_core.errors import ContractError, Fault, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from advdiff_core.interfaces.component import Build
+
+__all__ = [
+    "Condition",
+    "ResBlock",
+    "SelfAttention",
+    "at_least_fp32",
+    "check_taps",
+    "group_norm",
+    "num_labels",
+    "sinusoidal",
+    "zeroed",
+]
+
+MAX_PERIOD = 10_000.0
+
+
+def zeroed(layer: nn.Linear | nn.Conv2d) -> Any:
+    """The layer with weight and bias set to zero, so that its branch starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """`x` in fp32 if it is a half type, else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def sinusoidal(position: Tensor, width: int) -> Tensor:
+    """Cosine and sine features of positions (Vaswani et al. 2017, section 3.5), in at least fp32.
+
+    Args:
+        position: Positions [B], about 0 to 1000.
+        width: Even number of features.
+
+    Returns:
+        Features [B, width]; periods run from 2 pi to 2 pi * 10,000.
+    """
+    position = at_least_fp32(position)
+    steps = torch.arange(width // 2, device=position.device, dtype=position.dtype)
+    phase = position[:, None] * torch.exp(steps * (-math.log(MAX_PERIOD) / max(width // 2, 1)))
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm in at least fp32, as autocast does on CUDA; the CPU kernel is slow in bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output like `x` [B, C, H, W]."""
+        return super().forward(at_least_fp32(x)).to(x.dtype)
+
+
+def group_norm(channels: int) -> GroupNorm:
+    """GroupNorm with the most groups, at most 32, that are even and hold at least 4 channels."""
+    groups = next(g for g in range(max(1, min(32, channels // 4)), 0, -1) if channels % g == 0)
+    return GroupNorm(groups, channels)
+
+
+def num_labels(build: Build, *, conditional: bool, classes: int) -> int:
+    """Classes a network is conditioned on: none, `classes`, or else as many as the data have.
+
+    Raises:
+        RecipeError: If conditioning is asked for, `classes` is 0 and the data have no labels.
+    """
+    if not conditional:
+        return 0
+    known = classes or (build.data.classes if build.data is not None else 0)
+    if not known:
+        fault = Fault(
+            code="R10",
+            key=f"{build.path}.conditional",
+            message="true, but the data have no labels",
+            fix="set conditional = false, or train on data with labels",
+        )
+        raise RecipeError([fault])
+    return known
+
+
+def check_taps(names: Iterable[str], known: tuple[str, ...], where: str) -> None:
+    """Refuse tap names a backbone does not have.
+
+    Raises:
+        ContractError: Naming the tap, the nearest one and all that there are.
+    """
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            raise ContractError(
+                f"no tap {name!r}; there are {', '.join(known)}",
+                where=where,
+                fix=f"did you mean {near!r}?" if near else "choose one of these",
+            )
+
+
+class Condition(nn.Module):
+    """Embedding of noise level and class label.
+
+    `c_noise` is scaled from its range to [0, 1000]: every schedule spreads over the same features.
+    Class K is "no label": used for missing labels and, in training, in place of dropped ones
+    (classifier-free guidance, Ho & Salimans 2022).
+
+    Args:
+        width: Width of the embedding.
+        features: Sinusoidal features of the noise level.
+        c_noise: Range of the noise-level input.
+        classes: Number of classes K; 0 ignores labels.
+        label_dropout: Share of labels dropped in training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        features: int,
+        c_noise: tuple[float, float],
+        classes: int = 0,
+        label_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.low, span = c_noise[0], c_noise[1] - c_noise[0]
+        self.scale = 1000.0 / span if span > 0 else 1.0
+        self.classes = classes
+        self.label_dropout = label_dropout
+        self.hidden = nn.Linear(features, width)
+        self.out = nn.Linear(width, width)
+        self.label_embedding = nn.Embedding(classes + 1, width) if classes else None
+
+    def forward(self, c_noise: Tensor | None, labels: Tensor | None, like: Tensor) -> Tensor:
+        """Embedding [B, width].
+
+        Args:
+            c_noise: Noise-level input [B]; None gives the embedding of its lowest value.
+            labels: Labels [B], int64, or None.
+            like: Input of the network [B, ...]; gives batch size, dtype and device.
+        """
+        level = like.new_full((like.shape[0],), self.low) if c_noise is None else c_noise
+        features = sinusoidal((at_least_fp32(level) - self.low) * self.scale, self.features)
+        hidden = F.silu(self.hidden(features.to(self.hidden.weight.dtype)))
+        if self.label_embedding is not None:
+            hidden = hidden + self.label_embedding(self._classes(labels, like))
+        return F.silu(self.out(hidden))
+
+    def _classes(self, labels: Tensor | None, like: Tensor) -> Tensor:
+        count = like.shape[0]
+        if labels is None:
+            return torch.full((count,), self.classes, dtype=torch.int64, device=like.device)
+        if not self.training or not self.label_dropout:
+            return labels
+        dropped = torch.rand(count, device=labels.device) < self.label_dropout
+        return torch.where(dropped, self.classes, labels)
+
+
+class ResBlock(nn.Module):
+    """Residual block: GroupNorm, SiLU, 3x3 convolution, twice, modulated by an embedding.
+
+    Scale and shift after the second norm as in Dhariwal & Nichol (2021), section 3; the last
+    convolution starts at zero.
+    """
+
+    def __init__(self, inner: int, outer: int, embedding: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(inner)
+        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * outer)
+        self.norm2 = group_norm(outer)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(nn.Conv2d(outer, outer, 3, padding=1))
+        self.skip = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Output [B, outer, H, W] for `x` [B, inner, H, W] and an embedding [B, D]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        out: Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention over the positions of an image; its output layer starts at zero.
+
+    Args:
+        channels: Channels of the input.
+        head_channels: Least channels of a head; as many heads as divide `channels` evenly.
+        kernel: "fused" (torch's own, which has no second derivative), "math" (plain products) or
+            "auto" (math on the CPU, where it is the faster one up to about 256 positions).
+    """
+
+    def __init__(self, channels: int, head_channels: int, *, kernel: str = "auto") -> None:
+        super().__init__()
+        most = max(1, channels // head_channels)
+        self.heads = next(n for n in range(most, 0, -1) if channels % n == 0)
+        self.kernel = kernel
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output [B, C, H, W] for `x` [B, C, H, W]."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = self._mix(q, k, v).transpose(1, 2).flatten(2)
+        out: Tensor = x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+        return out
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention over [B, heads, N, D]."""
+        if self.kernel == "fused" or (self.kernel == "auto" and q.device.type != "cpu"):
+            return F.scaled_dot_product_attention(q, k, v)
+        weights = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        return weights.softmax(dim=-1).to(v.dtype) @ v
