@@ -1,0 +1,1 @@
+"""Datasets and corruptions that ship with the core."""
