@@ -1,0 +1,1 @@
+"""Equivariant adversarial training of diffusion models (Robust_adv), for advdiff."""
