@@ -29,12 +29,14 @@ class ModelInfo:
         kind: "backbone", "discriminator" or "alignment_target".
         frozen: True if no player trains it.
         parametrization: "eps", "x0", "v", "flow", "edm"; "none" for classifiers and other kinds.
+        sigma_data: Standard deviation of the data that a denoiser assumes; None for other kinds.
         taps: Taps of the network by name.
     """
 
     kind: str
     frozen: bool
     parametrization: str = "none"
+    sigma_data: float | None = None
     taps: Mapping[str, TapInfo] = field(factory=dict)
 
 

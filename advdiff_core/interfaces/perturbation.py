@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from advdiff_core.draws import Draws
     from advdiff_core.interfaces.query import Query, Step
 
-__all__ = ["Perturbation", "Probe", "SearchCost"]
+__all__ = ["Perturbation", "Probe", "SearchCost", "scale_of"]
 
 
 class SearchCost(NamedTuple):
@@ -36,31 +36,36 @@ class Probe(Protocol):
     """What a search may ask: declared queries of its base view, and the same at a moved input."""
 
     @property
+    def base(self) -> str:
+        """The view that is moved."""
+
+    @property
     def step(self) -> Step:
-        """The step; `step.get` answers the queries declared in `needs`, detached from parameters."""
+        """The step; `get` answers the queries declared in `needs`, detached from parameters."""
 
     def at(self, delta: Tensor) -> Step:
         """A step whose base view is moved by `delta` [B, ...], in the budget's unit.
 
-        Parameters are frozen in it. Ask it the queries declared in `probes`; each forward is counted.
+        Parameters are frozen in it. Ask it the queries declared in `probes`. Its forwards, and the
+        backwards towards `delta`, are counted.
         """
 
     def gradient(self, objective: Tensor, delta: Tensor) -> Tensor:
-        """Gradient [B, ...] of the summed objective [B] with respect to `delta` alone; counted."""
+        """Gradient [B, ...] of the summed objective [B] with respect to `delta` alone."""
 
 
 class Perturbation(Component):
     """Moves the input of a view inside a `Budget`.
 
     Subclasses implement `budget` and `search`; the final method `perturb` projects what `search`
-    proposes onto the budget, applies it and records delta, radius and target. A zero radius returns the
-    base view's tensors unchanged, bit for bit.
+    proposes onto the budget, applies it and records delta, radius and target. A zero radius returns
+    the base view's tensors unchanged, bit for bit.
 
     Attributes:
         follows: True if the target moves with the perturbation (the moved noise explains the moved
             input, x0 stays); False if the original noise stays the target.
-        free: True if delta is a leaf that learns from the training backward (`passes` of a player > 1);
-            then `update` is called after each pass.
+        free: True if delta is a leaf that learns from the training backward (`passes` of a player
+            > 1); then `update` is called after each pass.
         unit: What delta is added to; must equal the unit of the budget. May be set in `__init__`.
     """
 
@@ -102,8 +107,8 @@ class Perturbation(Component):
 
         Args:
             delta: Current delta, in the budget's unit.
-            gradient: Gradient of the player's total loss with respect to delta; its scale depends on
-                weights and batch size, so use its direction only.
+            gradient: Gradient of the player's total loss with respect to delta; its scale depends
+                on weights and batch size, so use its direction only.
             budget: The constraint; the core projects the result onto it.
         """
         del delta, gradient, budget
@@ -115,13 +120,19 @@ class Perturbation(Component):
         """Search, project and apply. `domain` clips image views and scales pixel budgets."""
         budget = self.budget(noised, rng)
         if budget.unit != self.unit:
-            message = f"budget in {budget.unit!r} units, but delta is declared in {self.unit!r} units"
-            raise ContractError(message, where=self.build.path, fix="set `unit` to the budget's unit")
-        radius = torch.as_tensor(budget.radius, dtype=torch.float32, device=noised.x_t.device)
+            message = (
+                f"budget in {budget.unit!r} units, but delta is declared in {self.unit!r} units"
+            )
+            raise ContractError(
+                message, where=self.build.path, fix="set `unit` to the budget's unit"
+            )
+        radius = torch.as_tensor(budget.radius, dtype=_precise(noised), device=noised.x_t.device)
         radius = radius.expand(noised.x_t.shape[0]) if radius.dim() == 0 else radius
         proposed = self.search(noised, budget, probe, rng)
         if proposed.shape != noised.x_t.shape:
-            message = f"search returned shape {list(proposed.shape)}, wanted {list(noised.x_t.shape)}"
+            message = (
+                f"search returned shape {list(proposed.shape)}, wanted {list(noised.x_t.shape)}"
+            )
             raise ContractError(message, where=self.build.path, fix="return one delta per sample")
         return self.apply(noised, proposed, budget._replace(radius=radius), domain)
 
@@ -131,7 +142,7 @@ class Perturbation(Component):
         radius = budget.radius
         assert isinstance(radius, Tensor)
         # Straight through: a free delta on the boundary keeps its whole gradient.
-        inside = delta.float()
+        inside = delta.to(_precise(noised))
         inside = inside + (norms.project(inside, norm=budget.norm, radius=radius) - inside).detach()
         shift = inside * scale_of(budget, noised, domain)
         x_t = noised.x_t + shift.to(noised.x_t.dtype)
@@ -147,8 +158,12 @@ class Perturbation(Component):
         return noised._replace(x_t=x_t, eps=eps, delta=shift, radius=radius)
 
 
+def _precise(noised: Noised) -> torch.dtype:
+    return torch.promote_types(noised.x_t.dtype, torch.float32)
+
+
 def scale_of(budget: Budget, noised: Noised, domain: Domain | None) -> Tensor | float:
-    """Factor from the budget's unit to units of `x_t`: 1, sigma(t) [B, 1, ...] or the domain's span."""
+    """Factor from the budget's unit to units of `x_t`: 1, sigma(t) [B, 1, ...] or the span."""
     if budget.unit == "noise":
         if noised.sigma is None:
             message = "a budget in noise units on an image view, which has no noise"
