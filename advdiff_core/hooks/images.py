@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from advdiff_core.errors import StorageError
 from advdiff_core.hooks.specs import RunInfo, hookimpl
 
 if TYPE_CHECKING:
@@ -29,24 +26,3 @@ class ImageGrids:
         write_file(
             run.folder / "images" / f"{nimg:09d}.png", rows_png(list(images.items()), domain)
         )
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        StorageError: If the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {len(content):,} bytes: {error.strerror or error}",
-            code="S03",
-            where=str(path),
-            fix="free some space or choose another --out",
-        ) from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from advdiff_core.errors import StorageError, escape
+from advdiff_core.errors import AdvdiffError, StorageError, escape, nearest
 from advdiff_core.hooks.specs import NAMES, PROJECT, Section, new_manager
 from advdiff_core.hooks.terminal import say
 
@@ -41,6 +42,11 @@ class HookEntry(Protocol):
     @property
     def version(self) -> str:
         """Version of that distribution."""
+
+
+def _unguarded(title: str, owner: str) -> AbstractContextManager[None]:
+    del title, owner
+    return nullcontext()
 
 
 class Listener:
@@ -96,21 +102,44 @@ class Hooks:
         self._warn = warn
 
     @classmethod
-    def load(cls, entries: Iterable[HookEntry], *, warn: Callable[[str], None] = say) -> Hooks:
+    def load(
+        cls,
+        entries: Iterable[HookEntry],
+        *,
+        warn: Callable[[str], None] = say,
+        guard: Callable[[str, str], AbstractContextManager[None]] = _unguarded,
+    ) -> Hooks:
         """Import and build the listeners; one that cannot be is named in a warning and left out.
 
         Args:
             entries: Usable entries of the group `advdiff.v1.hooks`, as discovery lists them.
             warn: Takes one warning line.
+            guard: Context manager around the import of a plugin's code, called with what is
+                imported and its owner; discovery's turns whatever the plugin raises into one error.
         """
         hooks = cls(warn=warn)
         for entry in entries:
             owner = f"{entry.distribution} {entry.version}"
             try:
-                hooks.listeners.append(Listener(_build(entry.value), name=entry.name, owner=owner))
+                with guard(f"hook {entry.name!r} of {owner}", owner):
+                    plugin = _build(entry.value)
+                hooks.listeners.append(Listener(plugin, name=entry.name, owner=owner))
             except (Exception, SystemExit) as error:
                 warn(_warning(entry.name, owner, "loading", error, "it is left out"))
         return hooks
+
+    def configure(self, off: Iterable[str]) -> None:
+        """Switch listeners off by name; a name that no listener has is warned of."""
+        known = [listener.name for listener in self.listeners]
+        for name in off:
+            if name not in known:
+                near = nearest(name, known)
+                hint = f"did you mean {near!r}?" if near else f"installed: {', '.join(known)}"
+                self._warn(
+                    f"advdiff: warning: hooks.off: there is no hook {escape(name)!r} - {hint}"
+                )
+        for listener in self.listeners:
+            listener.disabled = listener.disabled or listener.name in set(off)
 
     def add(self, plugin: object, *, name: str, owner: str = CORE) -> None:
         """Add an object with methods marked by `hookimpl`."""
@@ -175,6 +204,7 @@ def _read_only(value: object) -> object:
 
 
 def _warning(name: str, owner: str, event: str, error: BaseException, what: str) -> str:
-    cause = f"{type(error).__name__}: {escape(error)}" if str(error) else type(error).__name__
+    named = not isinstance(error, AdvdiffError)
+    cause = f"{type(error).__name__}: {escape(error)}" if named else escape(error)
     who = f"{PROJECT} hook {escape(name)!r} ({owner})"
     return f"advdiff: warning: {who} failed in {event}: {cause} - {what}"

@@ -16,11 +16,14 @@ event never changes a result, and a listener that fails is named and switched of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
-from attrs import field, frozen
+from attrs import Factory, field, frozen
+
+from advdiff_core.hooks.files import write_file
 
 if TYPE_CHECKING:
     import click
@@ -50,6 +53,10 @@ def _write_nowhere(record: Mapping[str, object]) -> None:
     del record
 
 
+def _write_inside(folder: Path, name: str, content: bytes | str) -> Path:
+    return write_file(folder / name, content)
+
+
 @frozen(kw_only=True)
 class RunInfo:
     """What a listener may know of the run it watches.
@@ -66,6 +73,7 @@ class RunInfo:
         recipe: The fully resolved recipe as plain tables.
         record: Appends one line to the run's `metrics.jsonl`. The run owns the file: what lies
             behind the checkpoint it resumes from is cut off, so that each line is there once.
+        write: Writes a whole file inside the folder, given its relative name and content.
     """
 
     folder: Path
@@ -78,6 +86,10 @@ class RunInfo:
     data: DataInfo | None = None
     recipe: Mapping[str, Any] = field(factory=dict, repr=False)
     record: Callable[[Mapping[str, object]], None] = field(default=_write_nowhere, repr=False)
+    write: Callable[[str, bytes | str], Path] = field(
+        default=Factory(lambda self: partial(_write_inside, self.folder), takes_self=True),
+        repr=False,
+    )
 
 
 @frozen(kw_only=True)

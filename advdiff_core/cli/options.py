@@ -1,0 +1,53 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from advdiff_core.cli import completion
+
+__all__ = ["as_json", "out", "overrides", "recipe", "run"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
+#: `-s key=value`, several times; the verb gets a tuple `overrides`.
+overrides = click.option(
+    "-s",
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help='Set a key of the recipe, for example -s run.images=2000 or -s data.use="digits"; '
+    "the value is TOML. May be repeated.",
+)
+
+#: `--json`; the verb gets `as_json`.
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as one line of JSON."
+)
+
+
+def recipe(*, required: bool = True) -> Callable[[F], F]:
+    """The argument RECIPE."""
+    return click.argument(
+        "recipe",
+        metavar="RECIPE" if required else "[RECIPE]",
+        required=required,
+        type=Path,
+        shell_complete=completion.recipes,
+    )
+
+
+run = click.argument("run", metavar="RUN", type=Path, shell_complete=completion.runs)
+
+
+def out(help_text: str) -> Callable[[F], F]:
+    """The option `--out`."""
+    return click.option(
+        "--out", metavar="DIR", type=click.Path(path_type=Path), default=None, help=help_text
+    )

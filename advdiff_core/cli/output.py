@@ -1,0 +1,55 @@
+"""Results on stdout: JSON on one line, or aligned plain text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from advdiff_core.errors import escape
+
+__all__ = ["emit", "emit_json", "number", "table"]
+
+
+def emit(text: str = "") -> None:
+    """Print a line of a result."""
+    click.echo(text)
+
+
+def emit_json(value: object) -> None:
+    """Print a result as one line of JSON; a number that is not finite becomes null."""
+    click.echo(json.dumps(_plain(value), ensure_ascii=True, allow_nan=False))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), *, indent: str = "") -> str:
+    """Rows as aligned columns, two spaces apart; cells are escaped."""
+    cells = [[escape(cell) for cell in row] for row in ([head] if head else []) + list(rows)]
+    if not cells:
+        return ""
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = [
+        indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def number(value: float) -> str:
+    """A number for people: four digits, thousands separated."""
+    if isinstance(value, int) or (value == int(value) if math.isfinite(value) else False):
+        return f"{int(value):,}"
+    return f"{value:.4g}"

@@ -1,0 +1,105 @@
+"""`advdiff train`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from advdiff_core.cli import completion, options
+from advdiff_core.cli.app import Site
+from advdiff_core.cli.environment import catalogue, load_hooks
+from advdiff_core.cli.output import emit, emit_json, number, table
+from advdiff_core.errors import UsageError, escape
+from advdiff_core.hooks.progress import clock
+from advdiff_core.hooks.specs import RunInfo, hookimpl
+
+if TYPE_CHECKING:
+    from advdiff_core.engine.api import RunResult
+
+
+@click.command("train")
+@options.recipe(required=False)
+@options.overrides
+@options.out("Folder that the numbered run folder is made in; runs if left out.")
+@click.option(
+    "--resume", metavar="RUN", type=Path, default=None, shell_complete=completion.runs,
+    help="Go on with this run from its newest checkpoint; RECIPE may be left out.",
+)  # fmt: skip
+@options.as_json
+@click.pass_obj
+def command(  # noqa: PLR0913 - one argument per option.
+    site: Site,
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+    as_json: bool,
+) -> None:
+    """Train by a recipe, or go on with a run.
+
+    \b
+    advdiff train digits.toml
+    advdiff train digits.toml -s run.images=20_000 -s players.student.optimizer.lr=1e-3
+    advdiff train --resume runs/00001-digits
+
+    Everything goes into a new folder runs/NNNNN-name. Ctrl-C (or SIGTERM) finishes the step, saves
+    and exits with 75; the same run then goes on with --resume. With --json the last line on stdout
+    is an object with run, nimg, seconds and metrics.
+    """  # noqa: D301 - \b keeps the lines apart in the help.
+    if recipe is None and resume is None:
+        fix = "give a RECIPE, or a run to go on with: --resume RUN; 'advdiff new' lists recipes"
+        raise UsageError("there is nothing to train", where="advdiff train", fix=fix)
+    result = _train(site, recipe, overrides, out, resume)
+    # Under torchrun one process speaks.
+    if os.environ.get("RANK", "0") == "0":
+        _print(result, as_json)
+
+
+def _train(
+    site: Site,
+    path: Path | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+) -> RunResult:
+    from advdiff_core.engine.api import train
+    from advdiff_core.recipe import load_recipe
+
+    source = path if path is not None else Path(str(resume)) / completion.LOCK
+    recipe = load_recipe(source, overrides, catalogue())
+    hooks = load_hooks()
+    hooks.configure(recipe.hooks.off)
+    hooks.add(_Guide(site), name="guide")
+    try:
+        return train(recipe, out=out, resume=resume, hooks=hooks)
+    finally:
+        hooks.close()
+
+
+class _Guide:
+    """Notes the run folder, so that a traceback finds its place there."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @hookimpl
+    def run_started(self, run: RunInfo) -> None:
+        """Note the folder."""
+        self.site.folder = run.folder
+
+
+def _print(result: RunResult, as_json: bool) -> None:
+    if as_json:
+        emit_json({
+            "run": result.run, "nimg": result.nimg, "seconds": result.seconds,
+            "metrics": result.metrics,
+        })  # fmt: skip
+        return
+    run = escape(result.run)
+    emit(f"{run}: {result.nimg:,} images, {clock(result.seconds)}")
+    if result.metrics:
+        emit(table([(name, number(v)) for name, v in result.metrics.items()], indent="  "))
+    emit(f"next: advdiff report {run}")
