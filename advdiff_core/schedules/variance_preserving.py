@@ -152,8 +152,8 @@ class VPLinear(_VP):
     def _invert(self, log_alpha_bar: Tensor) -> Tensor:
         # The root of the quadratic in the form that does not cancel for small times.
         low, high = self.settings.beta_min, self.settings.beta_max
-        root = (low**2 - 2 * (high - low) * log_alpha_bar).clamp_min(0).sqrt()
-        return -2 * log_alpha_bar / (low + root)
+        log_alpha_bar = log_alpha_bar.clamp_min(-(low + high) / 2)  # its value at t = 1
+        return -2 * log_alpha_bar / (low + (low**2 - 2 * (high - low) * log_alpha_bar).sqrt())
 
 
 class VPCosine(_VP):
