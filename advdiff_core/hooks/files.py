@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from advdiff_core.errors import StorageError
@@ -23,7 +24,8 @@ def write_file(path: Path, content: bytes | str) -> Path:
         temporary.write_bytes(data)
         return temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise StorageError(
             f"cannot write {len(data):,} bytes: {error.strerror or error}",
             code="S04",

@@ -23,6 +23,4 @@ class ImageGrids:
         from advdiff_core.hooks.pictures import rows_png
 
         domain = run.data.domain if run.data is not None else None
-        write_file(
-            run.folder / "images" / f"{nimg:09d}.png", rows_png(list(images.items()), domain)
-        )
+        run.write(f"images/{nimg:09d}.png", rows_png(list(images.items()), domain))
