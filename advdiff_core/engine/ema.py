@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from attrs import frozen
-from torch import Tensor, nn
+from torch import nn
 
 __all__ = ["Ema", "EmaRule", "power_exponent"]
 
@@ -78,10 +76,3 @@ class Ema:
         for name, value in self._buffers.items():
             self.shadow[name].copy_(value)
         self.updates += 1
-
-    @torch.no_grad()
-    def load(self, shadow: Mapping[str, Tensor], updates: int) -> None:
-        """Restore a saved average."""
-        for name, value in shadow.items():
-            self.shadow[name].copy_(value)
-        self.updates = updates

@@ -117,6 +117,7 @@ class Turn:
         nimg: Images seen before the step.
         batch: Global batch.
         checked: Whether terms are held to their contract (first steps of a run).
+        finite: Whether the optimizer is kept from moving on a loss or gradient that is not finite.
     """
 
     player: Player
@@ -126,6 +127,7 @@ class Turn:
     nimg: int
     batch: int
     checked: bool = False
+    finite: bool = True
 
     def run(self, steps: Sequence[TrainStep], later: Sequence[Phase]) -> None:
         """All passes over the micro-batches, with the optimizer's step.
@@ -181,7 +183,8 @@ class Turn:
         self.world.sync_gradients(parameters)
         norm = clip_gradients(parameters, player.clip)
         self.stats.add(f"grad_norm/{player.name}", norm)
-        refuse_non_finite(self.world.sum(total), norm, player, self.world)
+        if self.finite:
+            refuse_non_finite(self.world.sum(total), norm, player, self.world)
         player.optimizer.step()
         player.optimizer.zero_grad(set_to_none=True)
         player.updates += 1

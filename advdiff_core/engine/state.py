@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,10 @@ from advdiff_core.engine.checkpoint import match_state
 from advdiff_core.engine.optimizer_state import load_optimizer_state, optimizer_state
 
 if TYPE_CHECKING:
+    from advdiff_core.engine.assemble import Experiment
     from advdiff_core.engine.trainer import Trainer
 
-__all__ = ["gather_state", "is_finite", "restore_state"]
+__all__ = ["gather_state", "is_finite", "restore_state", "restore_weights"]
 
 
 def gather_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,8 +63,7 @@ def restore_state(trainer: Trainer, shared: dict[str, Any], own: dict[str, Any])
         DataError: S12 if a tensor is missing, unexpected or of another shape or dtype.
     """
     experiment = trainer.experiment
-    for name, role in experiment.scene.roles.items():
-        _restore(role.module, shared["models"].get(name, {}), f"models.{name}")
+    restore_weights(experiment, shared)
     for player in experiment.players:
         saved = shared["players"][player.name]
         load_optimizer_state(
@@ -70,18 +71,33 @@ def restore_state(trainer: Trainer, shared: dict[str, Any], own: dict[str, Any])
             where=f"optimizers.{player.name}",
         )  # fmt: skip
         player.updates = saved["updates"]
-        for term in player.terms:
-            _restore(term.module, shared["terms"].get(term.name, {}), f"terms.{term.name}")
         for role_name, emas in player.emas.items():
-            for i, ema in enumerate(emas):
-                shadow = shared["ema"][role_name][i]
-                match_state(ema.shadow, shadow, where=f"ema.{role_name}.{i}")
-                ema.load(shadow, saved["ema_updates"][role_name][i])
+            for ema, updates in zip(emas, saved["ema_updates"][role_name], strict=True):
+                ema.updates = updates
     trainer.nimg, trainer.index = shared["nimg"], shared["index"]
     if trainer.experiment.recipe.run.micro_batch == "auto":
         # Another split of the batch would add gradients in another order.
         trainer.micro = min(shared["micro"], trainer.local)
     trainer.stats.load(own["stats"])
+
+
+def restore_weights(experiment: Experiment, shared: dict[str, Any]) -> None:
+    """Put saved weights, averages and terms' parameters back, name by name.
+
+    Raises:
+        DataError: S12 if a tensor is missing, unexpected or of another shape or dtype.
+    """
+    for name, role in experiment.scene.roles.items():
+        _restore(_tensors(role.module), shared["models"].get(name, {}), f"models.{name}")
+    for player in experiment.players:
+        for term in player.terms:
+            found = shared["terms"].get(term.name, {})
+            _restore(_tensors(term.module), found, f"terms.{term.name}")
+        for role_name, emas in player.emas.items():
+            shadows = shared["ema"].get(role_name, [])
+            for i, ema in enumerate(emas):
+                found = shadows[i] if i < len(shadows) else {}
+                _restore(ema.shadow, found, f"ema.{role_name}.{i}")
 
 
 def is_finite(shared: dict[str, Any]) -> bool:
@@ -105,8 +121,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _restore(module: nn.Module, found: dict[str, Tensor], where: str) -> None:
-    wanted = _tensors(module)
+def _restore(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
     match_state(wanted, found, where=where)
     for name, tensor in wanted.items():
         tensor.copy_(found[name])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import define, field
 
-from advdiff_core.engine.checkpoint import save
+from advdiff_core.engine.checkpoint import Store, save
 from advdiff_core.engine.preview import preview
 from advdiff_core.engine.rundir import RunDir, save_capsule
 from advdiff_core.engine.state import is_finite
@@ -30,17 +30,21 @@ class Ticks:
 
     Attributes:
         rundir: Where files go.
-        hooks: Listeners; None on processes other than the main one.
+        store: Where checkpoints go.
+        hooks: Listeners; called on the main process.
         info: What listeners are told of the run.
         provenance: Versions and hardware, stored in every checkpoint.
         saved: Images of the newest checkpoint; -1 if none.
+        losses: Means of the last log tick.
     """
 
     rundir: RunDir
+    store: Store
     hooks: Any
     info: Any
     provenance: dict[str, Any] = field(factory=dict)
     saved: int = -1
+    losses: dict[str, float] = field(factory=dict)
     _since: float = 0.0
     _since_nimg: int = 0
 
@@ -75,22 +79,15 @@ class Ticks:
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint."""
         shared, own = trainer.state()
-        path = save(
-            self.rundir,
-            trainer.nimg,
-            shared,
-            own,
-            meta={
-                "provenance": self.provenance,
-                "health": {"finite": is_finite(shared)},
-                "metrics_bytes": self.rundir.metrics_bytes(),
-            },
-            world=trainer.world,
-            keep=trainer.experiment.recipe.run.keep,
-        )
+        meta = {
+            "provenance": self.provenance,
+            "health": {"finite": is_finite(shared)},
+            "metrics": self.rundir.metrics_mark() if trainer.world.is_main else {},
+        }
+        saved = save(self.store, trainer.nimg, shared=shared, rank_state=own, meta=meta)
         self.saved = trainer.nimg
         if trainer.world.is_main:
-            self.hooks.checkpoint_saved(self.info, trainer.nimg, path)
+            self.hooks.checkpoint_saved(self.info, trainer.nimg, saved.path)
 
     def capsule(
         self, trainer: Trainer, steps: Sequence[TrainStep], error: NumericsError
@@ -120,6 +117,7 @@ class Ticks:
             **means,
         }
         self._since, self._since_nimg = now, trainer.nimg
+        self.losses = means
         if trainer.world.is_main:
             self.hooks.metrics_logged(self.info, trainer.nimg, row)
 

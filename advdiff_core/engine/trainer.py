@@ -124,6 +124,7 @@ class Trainer:
         return Turn(
             player=player, scene=self.scene, world=self.world, stats=self.stats, nimg=self.nimg,
             batch=self.batch, checked=self.index < CHECKED_STEPS,
+            finite=self.experiment.recipe.run.check_finite,
         )  # fmt: skip
 
     def _new_steps(self, plan: Plan, feed: Feed, *, stream: str = "") -> list[TrainStep]:
