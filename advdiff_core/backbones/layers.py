@@ -144,6 +144,11 @@ class Condition(nn.Module):
         self.out = nn.Linear(width, width)
         self.label_embedding = nn.Embedding(classes + 1, width) if classes else None
 
+    @property
+    def drops_labels(self) -> bool:
+        """True if a forward in train mode draws which labels to drop."""
+        return self.classes > 0 and self.label_dropout > 0
+
     def forward(self, c_noise: Tensor | None, labels: Tensor | None, like: Tensor) -> Tensor:
         """Embedding [B, width].
 
@@ -163,7 +168,7 @@ class Condition(nn.Module):
         count = like.shape[0]
         if labels is None:
             return torch.full((count,), self.classes, dtype=torch.int64, device=like.device)
-        if not self.training or not self.label_dropout:
+        if not self.training or not self.drops_labels:
             return labels
         dropped = torch.rand(count, device=labels.device) < self.label_dropout
         return torch.where(dropped, self.classes, labels)

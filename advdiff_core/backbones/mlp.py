@@ -95,6 +95,11 @@ class MLP(Backbone):
         self.linear_out = zeroed(nn.Linear(width, settings.outputs or dims))
 
     @property
+    def draws_random(self) -> bool:
+        """True with dropout of features or labels."""
+        return self.settings.dropout > 0 or self.condition.drops_labels
+
+    @property
     def taps(self) -> Mapping[str, TapInfo]:
         """Output of every block, in forward order."""
         return {name: TapInfo(width=self.settings.width) for name in self._names}

@@ -118,7 +118,6 @@ class UNet(Backbone):
     `up.<level>.<n>`; level 0 is the full size. Any size works; odd sizes are halved upwards.
 
     Attributes:
-        checkpointing: Recompute each block in the backward instead of storing it; the core sets it.
         supports_double_backward: False with attention whose kernel is not "math".
     """
 
@@ -132,7 +131,7 @@ class UNet(Backbone):
         )
         blocks: int = setting(2, help="residual blocks per level, each way", ge=1, le=64)
         attention: tuple[int, ...] = setting(
-            (16, 8), help="sizes (the longer side) with self-attention", ge=1, unit="pixels"
+            (16,), help="sizes (the longer side) with self-attention", ge=1, unit="pixels"
         )
         attention_kernel: str = setting(
             "auto",
@@ -145,6 +144,9 @@ class UNet(Backbone):
         classes: int = setting(0, help="classes if conditional; 0: as many as the data have", ge=0)
         label_dropout: float = setting(
             0.0, help="share of labels replaced by `no label` in training", ge=0, le=1
+        )
+        checkpoint_blocks: bool = setting(
+            False, help="recompute each block in the backward: less memory, a third more time"
         )
 
     def __init__(self, settings: Any, build: Build) -> None:
@@ -165,7 +167,6 @@ class UNet(Backbone):
         self.blocks = nn.ModuleList(Block(shape, width, settings) for shape in shapes)
         self.norm_out = group_norm(channels[0])
         self.conv_out = zeroed(nn.Conv2d(channels[0], colours, 3, padding=1))
-        self.checkpointing = False
         self._shapes = tuple(shapes)
         attends = any(isinstance(module, SelfAttention) for module in self.modules())
         self.supports_double_backward = not attends or settings.attention_kernel == "math"
@@ -182,6 +183,11 @@ class UNet(Backbone):
             )
             raise RecipeError([fault])
         return shape
+
+    @property
+    def draws_random(self) -> bool:
+        """True with dropout of features or labels."""
+        return self.settings.dropout > 0 or self.condition.drops_labels
 
     @property
     def taps(self) -> Mapping[str, TapInfo]:
@@ -215,6 +221,6 @@ class UNet(Backbone):
         return BackboneOutput(at_least_fp32(self.conv_out(F.silu(self.norm_out(h)))), features)
 
     def _run(self, block: nn.Module, h: Tensor, embedding: Tensor, skip: Tensor | None) -> Any:
-        if self.checkpointing and torch.is_grad_enabled():
+        if self.settings.checkpoint_blocks and torch.is_grad_enabled():
             return checkpoint(block, h, embedding, skip, use_reentrant=False)
         return block(h, embedding, skip)

@@ -24,6 +24,11 @@ def point_build(classes=0, **more):
     return Build(path=PATH, data=DataInfo(shape=(3,), count=10, classes=classes), **more)
 
 
+def conditional_build(make):
+    """A `Build` with ten classes for `small_mlp` or `small_unet`."""
+    return point_build(classes=10) if make is small_mlp else image_build(classes=10)
+
+
 def small_unet(build=None, **settings):
     """A U-Net of a few thousand weights, in eval mode."""
     wanted = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (4,)} | settings
@@ -178,11 +183,9 @@ def test_labels_are_ignored_unless_conditional(make):
     assert torch.equal(net(x, level, labels).output, net(x, level).output)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_conditional_takes_the_classes_of_the_data(name):
+def test_conditional_takes_the_classes_of_the_data(make):
     """There is one embedding per class of the data and one for no label."""
-    build = image_build(classes=10) if name == "unet" else point_build(classes=10)
-    net = BACKBONES[name](build, conditional=True)
+    net = make(conditional_build(make), conditional=True)
     assert net.condition.label_embedding.num_embeddings == 11
     x, level = sample(net)
     first, second = (net(x, level, torch.full((4,), k)).output for k in (0, 9))
@@ -276,14 +279,32 @@ def test_gradients_are_right_in_float64():
     assert torch.autograd.gradcheck(value, x.requires_grad_(), fast_mode=True)
 
 
+@pytest.mark.parametrize(
+    ("settings", "draws"),
+    [
+        ({}, False),
+        ({"dropout": 0.1}, True),
+        ({"label_dropout": 0.1}, False),
+        ({"conditional": True}, False),
+        ({"conditional": True, "label_dropout": 0.1}, True),
+    ],
+)
+def test_draws_random_says_when_a_forward_draws(make, settings, draws):
+    """It is True exactly where a forward in train mode moves the global generator."""
+    net = make(conditional_build(make), **settings).train()
+    assert net.draws_random is draws
+    x, level = sample(net)
+    before = torch.get_rng_state()
+    net(x, level, torch.tensor([0, 1, 2, 3]))
+    assert torch.equal(before, torch.get_rng_state()) is not draws
+
+
 def test_checkpointing_changes_no_number():
     """Recomputed blocks give the same output and gradients, with dropout too."""
-    net = small_unet(dropout=0.3).train()
-    x, level = sample(net)
     results = []
-    for checkpointing in (False, True):
-        net.checkpointing = checkpointing
-        net.zero_grad()
+    for checkpoint_blocks in (False, True):
+        net = small_unet(dropout=0.3, checkpoint_blocks=checkpoint_blocks).train()
+        x, level = sample(net)
         torch.manual_seed(3)
         net(x, level).output.square().sum().backward()
         results.append([parameter.grad.clone() for parameter in net.parameters()])
