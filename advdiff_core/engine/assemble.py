@@ -64,7 +64,10 @@ class Experiment:
 
     def feed(self) -> Feed:
         """The data in the run's keyed order."""
-        return Feed(self.source, seed=self.scene.seed, place=self.scene.compute.place)
+        return Feed(
+            self.source, seed=self.scene.seed, place=self.scene.compute.place,
+            workers=self.recipe.data.workers,
+        )  # fmt: skip
 
     def make(self, spec: Spec) -> Component:
         """Build a further component: sampler, metric."""

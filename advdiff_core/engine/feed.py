@@ -154,18 +154,27 @@ class Feed:
         seed: Seed of the run.
         place: Moves samples to the device.
         stream: Name of the order; fresh players have their own.
+        workers: Threads that read the next batch while the networks run; 0 reads in between. Image decoding
+            leaves the interpreter to others, so threads do what processes would.
     """
 
     def __init__(
-        self, source: Source, *, seed: int, place: Callable[[Tensor], Tensor], stream: str = ""
+        self,
+        source: Source,
+        *,
+        seed: int,
+        place: Callable[[Tensor], Tensor],
+        stream: str = "",
+        workers: int = 0,
     ) -> None:
         self.source = source
         self.seed = seed
         self.place = place
         self.stream = stream
+        self.workers = workers
         self._orders: dict[int, Tensor] = {}
         self._cache = self._read_all() if self._fits() else None
-        self._ahead: tuple[tuple[int, int], Future[Batch]] | None = None
+        self._ahead: tuple[tuple[int, int], list[Future[Batch]]] | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def share(self, stream: str) -> Feed:
@@ -199,21 +208,25 @@ class Feed:
             where = indices.to(x.device)
             return Batch(self.place(x[where]), None if y is None else y[where])
         batch = self._fetched(position, size, indices)
-        if ahead is not None:
-            future = self._executor().submit(self.source.batch, self.indices(ahead, size))
-            self._ahead = ((ahead, size), future)
+        if ahead is not None and self.workers:
+            self._ahead = ((ahead, size), self._submit(self.indices(ahead, size)))
         return Batch(self.place(batch.x), None if batch.y is None else self.place(batch.y))
 
     def _fetched(self, position: int, size: int, indices: Tensor) -> Batch:
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == (position, size):
-            return ahead[1].result()
-        return self.source.batch(indices)
+        if not self.workers:
+            return self.source.batch(indices)
+        fits = ahead is not None and ahead[0] == (position, size)
+        futures = ahead[1] if fits and ahead is not None else self._submit(indices)
+        parts = [future.result() for future in futures]
+        labels = [part.y for part in parts if part.y is not None]
+        return Batch(torch.cat([part.x for part in parts]), torch.cat(labels) if labels else None)
 
-    def _executor(self) -> ThreadPoolExecutor:
+    def _submit(self, indices: Tensor) -> list[Future[Batch]]:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="advdiff-feed")
-        return self._pool
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="advdiff-feed")
+        parts = indices.chunk(self.workers)
+        return [self._pool.submit(self.source.batch, part) for part in parts]
 
     def close(self) -> None:
         """Stop reading ahead."""

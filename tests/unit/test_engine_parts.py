@@ -122,10 +122,12 @@ def test_feed_gives_the_same_samples_for_any_split_of_the_positions():
     assert parts.indices(3, 5).tolist() + parts.indices(8, 7).tolist() == whole
 
 
-def test_feed_reads_ahead_what_it_would_read_anyway(monkeypatch):
-    """Reading in the background changes nothing."""
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_feed_reads_ahead_what_it_would_read_anyway(monkeypatch, workers):
+    """D06: reading in the background with any number of workers changes nothing."""
     monkeypatch.setattr("advdiff_core.engine.feed.CACHE_BYTES", 0)
-    ahead, plain = feed_of(Source(Counting(10))), feed_of(Source(Counting(10)))
+    ahead = Feed(Source(Counting(10)), seed=1, place=lambda x: x, workers=workers)
+    plain = feed_of(Source(Counting(10)))
     for position in range(0, 24, 4):
         got = ahead.batch(position, 4, ahead=position + 4)
         torch.testing.assert_close(got.x, plain.batch(position, 4).x, rtol=0, atol=0)
