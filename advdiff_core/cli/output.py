@@ -6,13 +6,17 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from advdiff_core.errors import escape
+from advdiff_core.hooks.terminal import say
 
-__all__ = ["emit", "emit_json", "number", "table"]
+if TYPE_CHECKING:
+    from advdiff_core.recipe import Recipe
+
+__all__ = ["emit", "emit_json", "number", "say_warnings", "table"]
 
 
 def emit(text: str = "") -> None:
@@ -48,8 +52,14 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), *, indent: st
     return "\n".join(line.rstrip() for line in lines)
 
 
-def number(value: float) -> str:
-    """A number for people: four digits, thousands separated."""
-    if isinstance(value, int) or (value == int(value) if math.isfinite(value) else False):
-        return f"{int(value):,}"
-    return f"{value:.4g}"
+def number(value: object) -> str:
+    """A number for people: four digits, thousands separated; anything else as it is."""
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+
+
+def say_warnings(recipe: Recipe) -> None:
+    """Tell on stderr what a recipe's author should know although it can be run."""
+    for fault in recipe.warnings:
+        say(fault.as_line().replace("advdiff: error", "advdiff: warning", 1))

@@ -16,6 +16,9 @@ from advdiff_core.hooks.terminal import say
 if TYPE_CHECKING:
     import click
     import pluggy
+    from torch import Tensor
+
+    from advdiff_core.hooks.specs import RunInfo
 
 __all__ = ["HookEntry", "Hooks", "Listener"]
 
@@ -128,18 +131,27 @@ class Hooks:
                 warn(_warning(entry.name, owner, "loading", error, "it is left out"))
         return hooks
 
-    def configure(self, off: Iterable[str]) -> None:
-        """Switch listeners off by name; a name that no listener has is warned of."""
+    def configure(
+        self, off: Iterable[str] = (), options: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Follow the recipe's table `[hooks]`; a name that no listener has is warned of.
+
+        Args:
+            off: Names of listeners to switch off.
+            options: Tables `[hooks.<name>]`, handed to the listener of that name.
+        """
+        tables = dict(options or {})
         known = [listener.name for listener in self.listeners]
-        for name in off:
+        for name in (*off, *tables):
             if name not in known:
                 near = nearest(name, known)
                 hint = f"did you mean {near!r}?" if near else f"installed: {', '.join(known)}"
-                self._warn(
-                    f"advdiff: warning: hooks.off: there is no hook {escape(name)!r} - {hint}"
-                )
+                self._warn(f"advdiff: warning: hooks: there is no hook {escape(name)!r} - {hint}")
         for listener in self.listeners:
             listener.disabled = listener.disabled or listener.name in set(off)
+            if listener.name in tables and not listener.disabled:
+                chosen = MappingProxyType(dict(tables[listener.name]))
+                self._call_one(listener, "configured", {"options": chosen})
 
     def add(self, plugin: object, *, name: str, owner: str = CORE) -> None:
         """Add an object with methods marked by `hookimpl`."""
@@ -162,6 +174,26 @@ class Hooks:
             if not listener.disabled:
                 results += self._call_one(listener, event, safe)
         return results
+
+    def run_started(self, run: RunInfo) -> None:
+        """Tell that the first step is about to begin."""
+        self.call("run_started", run=run)
+
+    def metrics_logged(self, run: RunInfo, nimg: int, metrics: Mapping[str, float]) -> None:
+        """Tell the numbers of a log tick."""
+        self.call("metrics_logged", run=run, nimg=nimg, metrics=metrics)
+
+    def images_ready(self, run: RunInfo, nimg: int, images: Mapping[str, Tensor]) -> None:
+        """Show rows of images [N, ...] by caption."""
+        self.call("images_ready", run=run, nimg=nimg, images=images)
+
+    def checkpoint_saved(self, run: RunInfo, nimg: int, path: Path) -> None:
+        """Tell that a checkpoint is complete."""
+        self.call("checkpoint_saved", run=run, nimg=nimg, path=path)
+
+    def run_finished(self, run: RunInfo, result: Any) -> None:
+        """Tell that the run is over."""
+        self.call("run_finished", run=run, result=result)
 
     def close(self) -> None:
         """Let every listener release what it holds; call it in a `finally`."""

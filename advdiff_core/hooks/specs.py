@@ -113,6 +113,10 @@ class HookSpecs:
     """The events, with the arguments they carry."""
 
     @_hookspec
+    def configured(self, options: Mapping[str, Any]) -> None:
+        """The recipe has a table `[hooks.<name>]` for this listener; comes before all others."""
+
+    @_hookspec
     def run_started(self, run: RunInfo) -> None:
         """The first step is about to begin; everything is built."""
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import click
 
 from advdiff_core.cli import options
-from advdiff_core.cli.output import emit, emit_json
-from advdiff_core.errors import Fault, RecipeError, escape
+from advdiff_core.cli.output import emit, emit_json, say_warnings
+from advdiff_core.errors import RecipeError, escape
 from advdiff_core.hooks.terminal import say
-
-REFUSED = 2
 
 
 @click.command("check")
@@ -25,21 +23,25 @@ def command(ctx: click.Context, recipe: Path, overrides: tuple[str, ...], as_jso
     Prints each fault with its file, line and key, what was found, what was wanted and the mend.
     Exits with 0 if there is none, else with 2.
     """
-    from advdiff_core.recipe import check_recipe
+    from advdiff_core.recipe import load_recipe
 
-    faults = check_recipe(recipe, overrides)
+    try:
+        found = load_recipe(recipe, overrides)
+    except RecipeError as error:
+        if as_json:
+            emit_json([fault.as_json() for fault in error.faults])
+        else:
+            _print(error)
+        ctx.exit(error.exit_code)
+    say_warnings(found)
     if as_json:
-        emit_json([fault.as_json() for fault in faults])
-    elif faults:
-        _print(faults)
+        emit_json([])
     else:
         emit(f"{escape(recipe)}: ok")
-    if faults:
-        ctx.exit(REFUSED)
 
 
-def _print(faults: list[Fault]) -> None:
-    for line in RecipeError(faults).lines():
+def _print(error: RecipeError) -> None:
+    for line in error.lines():
         say(line)
-    count = f"{len(faults)} fault" + ("s" if len(faults) > 1 else "")
+    count = f"{len(error.faults)} fault" + ("s" if len(error.faults) > 1 else "")
     say(f"advdiff: {count}, nothing was started")

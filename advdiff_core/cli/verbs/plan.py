@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from advdiff_core.cli import options
-from advdiff_core.cli.output import emit, emit_json
+from advdiff_core.cli.output import emit, emit_json, say_warnings
 
 
 @click.command("plan")
@@ -23,7 +23,9 @@ def command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from advdiff_core.engine.api import plan
     from advdiff_core.recipe import load_recipe
 
-    report = plan(load_recipe(recipe, overrides))
+    loaded = load_recipe(recipe, overrides)
+    say_warnings(loaded)
+    report = plan(loaded)
     if as_json:
         emit_json(report.as_json())
     else:

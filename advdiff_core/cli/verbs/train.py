@@ -11,7 +11,7 @@ import click
 from advdiff_core.cli import completion, options
 from advdiff_core.cli.app import Site
 from advdiff_core.cli.environment import catalogue, load_hooks
-from advdiff_core.cli.output import emit, emit_json, number, table
+from advdiff_core.cli.output import emit, emit_json, number, say_warnings, table
 from advdiff_core.errors import UsageError, escape
 from advdiff_core.hooks.progress import clock
 from advdiff_core.hooks.specs import RunInfo, hookimpl
@@ -70,8 +70,9 @@ def _train(
 
     source = path if path is not None else Path(str(resume)) / completion.LOCK
     recipe = load_recipe(source, overrides, catalogue())
+    say_warnings(recipe)
     hooks = load_hooks()
-    hooks.configure(recipe.hooks.off)
+    hooks.configure(recipe.hooks.off, recipe.hooks.options)
     hooks.add(_Guide(site), name="guide")
     try:
         return train(recipe, out=out, resume=resume, hooks=hooks)

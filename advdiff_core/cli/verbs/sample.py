@@ -1,0 +1,132 @@
+"""`advdiff sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from advdiff_core.cli import options
+from advdiff_core.cli.app import Site
+from advdiff_core.cli.numbers import parse_ranges, seeds_of
+from advdiff_core.cli.output import emit, emit_json
+from advdiff_core.errors import UsageError, escape
+from advdiff_core.hooks.progress import clock
+from advdiff_core.hooks.terminal import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advdiff_core.engine.api import Trained
+    from advdiff_core.engine.generate import SampleSet
+
+#: Samples shown in the picture.
+SHOWN = 256
+
+
+@click.command("sample")
+@options.run
+@click.option("--num", type=click.IntRange(min=1), help="How many; 64 if left out.")
+@click.option("--seeds", metavar="A-B", help="Seed of each sample, both ends included; from 0.")
+@options.out("Where the files go; RUN/samples if left out.")
+@click.option("--checkpoint", metavar="NIMG", type=click.IntRange(min=0), help="Not the newest.")
+@click.option("--labels", metavar="A-B", help="Class labels, repeated over the samples.")
+@click.option(
+    "--ema", type=click.IntRange(min=-1), help="Number of the average; -1 for raw weights."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="At once.")
+@options.as_json
+@click.pass_obj
+def command(  # noqa: PLR0913 - one argument per option.
+    site: Site,
+    run: Path,
+    num: int | None,
+    seeds: str | None,
+    out: Path | None,
+    checkpoint: int | None,
+    labels: str | None,
+    ema: int | None,
+    batch: int,
+    as_json: bool,
+) -> None:
+    """Draw samples from a trained run.
+
+    Writes samples.png (a grid), samples.safetensors and samples.json, which says how they were
+    made: seeds, network evaluations per sample (NFE), seconds, checkpoint. A seed gives the same
+    sample whatever the batch and the other seeds.
+    """
+    chosen = seeds_of(seeds, num)
+    classes = parse_ranges(labels, "--labels") if labels else None
+    from advdiff_core.engine.api import open_trained
+
+    trained = open_trained(run, checkpoint=checkpoint)
+    site.folder = run
+    for path, reason in trained.skipped:
+        say(f"advdiff: warning: {escape(path)} is skipped: {escape(reason, limit=600)}")
+    made = trained.sample(
+        chosen, batch=batch, labels=_labels(trained, classes, len(chosen)), ema=ema
+    )
+    facts = _write(out or run / "samples", trained, made)
+    if as_json:
+        emit_json({key: value for key, value in facts.items() if key != "seeds"})
+    else:
+        took = f"{made.nfe} NFE per sample, {clock(made.seconds)}"
+        emit(f"{escape(facts['out'])}: {len(chosen):,} samples, {took}")
+        emit(f"  {escape(facts['files']['picture'])}")
+
+
+def _labels(trained: Trained, classes: list[int] | None, count: int) -> Tensor | None:
+    if classes is None:
+        return None
+    known = trained.info.classes
+    wrong = next((label for label in classes if label >= known), None)
+    if wrong is not None:
+        found = f"the data have {known} classes" if known else "the data have no classes"
+        fix = f"use 0-{known - 1}" if known else "leave out --labels"
+        raise UsageError(f"found {wrong}, but {found}", where="--labels", fix=fix)
+    import torch
+
+    return torch.tensor([classes[index % len(classes)] for index in range(count)])
+
+
+def _write(folder: Path, trained: Trained, made: SampleSet) -> dict[str, Any]:
+    """Write the three files; returns what `samples.json` says, and where."""
+    import torch
+    from safetensors.torch import save
+
+    from advdiff_core.engine import strict_json
+    from advdiff_core.engine.fsio import make_dirs, write_atomic
+    from advdiff_core.hooks.pictures import rows_png
+
+    tensors = {"samples": made.x0, "seeds": torch.tensor(made.seeds)}
+    if made.labels is not None:
+        tensors["labels"] = made.labels
+    files = {
+        "picture": folder / "samples.png",
+        "tensors": folder / "samples.safetensors",
+        "facts": folder / "samples.json",
+    }
+    facts = _facts(trained, made)
+    make_dirs(folder)
+    caption = f"samples, {made.nfe} NFE, {trained.nimg:,} images"
+    write_atomic(files["picture"], rows_png([(caption, made.x0[:SHOWN])], trained.info.domain))
+    write_atomic(files["tensors"], save(tensors))
+    write_atomic(files["facts"], strict_json.dumps(facts))
+    return {**facts, "out": folder, "files": files}
+
+
+def _facts(trained: Trained, made: SampleSet) -> dict[str, Any]:
+    domain = trained.info.domain
+    return {
+        "run": str(trained.rundir.path),
+        "checkpoint": str(trained.checkpoint),
+        "nimg": trained.nimg,
+        "num": len(made.seeds),
+        "seeds": list(made.seeds),
+        "nfe": made.nfe,
+        "seconds": made.seconds,
+        "sampler": dict(made.sampler),
+        "shape": list(made.x0.shape),
+        "domain": None if domain is None else [domain.low, domain.high],
+    }

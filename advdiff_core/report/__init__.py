@@ -1,0 +1,1 @@
+"""Reports of runs: self-contained HTML made from a run folder, without torch or plugins."""
