@@ -128,7 +128,8 @@ class Perturbation(Component):
             )
         radius = torch.as_tensor(budget.radius, dtype=_precise(noised), device=noised.x_t.device)
         radius = radius.expand(noised.x_t.shape[0]) if radius.dim() == 0 else radius
-        proposed = self.search(noised, budget, probe, rng)
+        # A search may hand back its leaf; to the training gradient delta is a constant.
+        proposed = self.search(noised, budget, probe, rng).detach()
         if proposed.shape != noised.x_t.shape:
             message = (
                 f"search returned shape {list(proposed.shape)}, wanted {list(noised.x_t.shape)}"

@@ -1,10 +1,11 @@
-"""Parametrizations: from the raw output of a backbone to a prediction every loss and sampler reads alike."""
+"""Parametrizations: from raw outputs to predictions that every loss and sampler reads alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import torch
 from attrs import frozen
 from torch import Tensor
 
@@ -13,7 +14,10 @@ from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.math import parametrization
 from advdiff_core.types import Prediction, PredictionKind, expand
 
-__all__ = ["PARAMETRIZATIONS", "Wear"]
+__all__ = ["PARAMETRIZATIONS", "Wear", "full_features", "precise"]
+
+#: Largest magnitude of the log-sigma noise input: e^16 covers every signal-to-noise ratio in use.
+MAX_LOG_SIGMA = 4.0
 
 PARAMETRIZATIONS = ("eps", "x0", "v", "flow", "edm", "none")
 
@@ -26,7 +30,8 @@ class Wear:
         schedule: The noise schedule.
         parametrization: What the raw output means: "eps", "x0", "v", "flow" or "edm".
         sigma_data: Standard deviation of the data, for input scaling and EDM's coefficients.
-        c_noise: "index" (time on [0, 1000]) or "log-sigma" (`log(sigma / alpha) / 4`, Karras et al. 2022).
+        c_noise: "index" (time on [0, 1000]) or "log-sigma" (`log(sigma / alpha) / 4`, Karras et
+            al., 2022).
     """
 
     schedule: NoiseSchedule
@@ -37,7 +42,8 @@ class Wear:
     def noise_input(self, t: Tensor) -> Tensor:
         """Noise-level input of the backbone at `t` [B]."""
         if self.c_noise == "log-sigma":
-            return -self.schedule.log_snr(t) / 8
+            # log(sigma / alpha) / 4; infinite where a schedule ends in pure noise.
+            return (-self.schedule.log_snr(t) / 8).clamp(-MAX_LOG_SIGMA, MAX_LOG_SIGMA)
         return self.schedule.c_noise(t)
 
     def __call__(  # noqa: PLR0913 - one forward of a network.
@@ -66,9 +72,11 @@ class Wear:
         x_in = x_t if self._unit_input() else (c_in * x_t).to(x_t.dtype)
         out = forward(x_in, self.noise_input(t).to(x_t.dtype), labels, taps=taps, stop_at=stop_at)
         if out.output is None:
-            return Prediction("raw", x_t.new_empty(0), x_t, alpha, sigma, _full(out.features))
+            return Prediction(
+                "raw", x_t.new_empty(0), x_t, alpha, sigma, full_features(out.features)
+            )
         kind, value = self._meaning(out.output.to(x_t.dtype), x_t, alpha, sigma)
-        return Prediction(kind, value, x_t, alpha, sigma, _full(out.features))
+        return Prediction(kind, value, x_t, alpha, sigma, full_features(out.features))
 
     def _unit_input(self) -> bool:
         return self.sigma_data == 1.0 and self.schedule.variance_preserving
@@ -78,9 +86,15 @@ class Wear:
     ) -> tuple[PredictionKind, Tensor]:
         if self.parametrization != "edm":
             return cast("PredictionKind", self.parametrization), raw
-        c = parametrization.edm_coefficients(sigma / alpha, self.sigma_data)
-        return "x0", c.c_skip * (x_t / alpha) + c.c_out * raw
+        c = parametrization.edm_scales(alpha, sigma, self.sigma_data)
+        return "x0", c.c_skip * x_t + c.c_out * raw
 
 
-def _full(features: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: feature.float() for name, feature in features.items()}
+def full_features(features: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Features in full precision."""
+    return {name: precise(feature) for name, feature in features.items()}
+
+
+def precise(x: Tensor) -> Tensor:
+    """`x` of any shape in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

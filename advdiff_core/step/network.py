@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from attrs import frozen
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from advdiff_core.interfaces.backbone import BackboneOutput
+from advdiff_core.step.denoiser import full_features, precise
 from advdiff_core.step.scene import Role, parameters_frozen
 from advdiff_core.types import Cost, Prediction
 
@@ -17,6 +21,21 @@ if TYPE_CHECKING:
     from advdiff_core.step.step import TrainStep
 
 __all__ = ["RoleNetwork"]
+
+
+@frozen
+class _Mode:
+    """How one call of a network builds its graph.
+
+    Attributes:
+        graph: Whether it builds one at all.
+        frozen: Whether its parameters are left out of it.
+        statistics: Whether running statistics stay as they are, too.
+    """
+
+    graph: bool
+    frozen: bool = False
+    statistics: bool = False
 
 
 class RoleNetwork:
@@ -37,8 +56,14 @@ class RoleNetwork:
         through: bool = False,
     ) -> Prediction:
         """Prediction of a denoiser; see `Network.denoise`."""
-        with self._rules((x_t,), through=through):
-            return self.role.wear(self._forward, x_t, t, labels, taps=taps, stop_at=stop_at)
+        mode = self._mode((x_t,), through=through)
+
+        def forward(*args: Any, **kwargs: Any) -> BackboneOutput:
+            return self._counted(mode, *args, **kwargs)
+
+        with _grad(mode):
+            x_t = self._entering(x_t, mode)
+            return self.role.wear(forward, x_t, t, labels, taps=taps, stop_at=stop_at)
 
     def classify(
         self,
@@ -49,10 +74,12 @@ class RoleNetwork:
         through: bool = False,
     ) -> Prediction:
         """Output of a classifier; see `Network.classify`."""
-        with self._rules((x,), through=through):
-            out = self._forward(x, None, None, taps=taps, stop_at=stop_at)
-        value = out.output.float() if out.output is not None else x.new_empty(0)
-        return Prediction("raw", value, x, features=out.features)
+        mode = self._mode((x,), through=through)
+        with _grad(mode):
+            x = self._entering(x, mode)
+            out = self._counted(mode, x, None, None, taps=taps, stop_at=stop_at)
+        value = precise(out.output) if out.output is not None else x.new_empty(0)
+        return Prediction("raw", value, x, features=full_features(out.features))
 
     def score(
         self,
@@ -63,38 +90,74 @@ class RoleNetwork:
         through: bool = True,
     ) -> Tensor:
         """Logits of a discriminator; see `Network.score`."""
-        inputs = (x,) if reference is None else (x, reference)
-        with self._rules(inputs, through=through):
-            return self._counted(x, reference=reference, labels=labels).float()
+        mode = self._mode((x,) if reference is None else (x, reference), through=through)
+        with _grad(mode):
+            x = self._entering(x, mode)
+            reference = None if reference is None else self._entering(reference, mode)
+            return precise(self._counted(mode, x, reference=reference, labels=labels))
 
-    def _forward(self, *args: Any, **kwargs: Any) -> BackboneOutput:
-        return self._counted(*args, **kwargs)
+    def _mode(self, inputs: tuple[Tensor, ...], *, through: bool) -> _Mode:
+        """Grad mode of one call: see the docstring of `Network`."""
+        step, role = self.step, self.role
+        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        if step.probing:
+            # Only gradients towards the input are built, and nothing in the network changes.
+            return _Mode(graph=wanted, frozen=True, statistics=True)
+        if role.name in step.own:
+            return _Mode(graph=True)
+        if wanted and (role.owner is not None or through):
+            return _Mode(graph=True, frozen=True)
+        return _Mode(graph=role.owner is not None and role.name in step.upcoming)
 
-    def _counted(self, *args: Any, **kwargs: Any) -> Any:
+    def _entering(self, x: Tensor, mode: _Mode) -> Tensor:
+        """`x` as the network gets it: without a graph, or counting the backwards that reach it."""
+        if not mode.graph:
+            return x.detach()
+        if not x.requires_grad:
+            return x
+        watched = x.view_as(x)
+        watched.register_hook(_backward_counter(self.role, self.step))  # type: ignore[no-untyped-call]
+        return watched
+
+    def _counted(self, mode: _Mode, *args: Any, **kwargs: Any) -> Any:
         self.role.count(Cost(forwards=1))
-        restore: Callable[[], None] = self.step.seed_global(self.role)
+        call: Callable[..., Any] = self.role.call
+        if mode.frozen:
+            call = self._frozen_call(statistics=mode.statistics)
+        restore = self.step.seed_global(self.role)
         try:
             with self.step.scene.compute.forward():
-                return self.role.call(*args, **kwargs)
+                if self.role.recompute and mode.graph:
+                    return checkpoint(call, *args, use_reentrant=False, **kwargs)
+                return call(*args, **kwargs)
         finally:
             restore()
 
-    @contextmanager
-    def _rules(self, inputs: tuple[Tensor, ...], *, through: bool) -> Iterator[None]:
-        """Grad mode of one call: see the docstring of `Network`."""
-        step, role = self.step, self.role
-        wanted = any(x.requires_grad for x in inputs)
-        if step.probing:
-            # The search has frozen the parameters; only gradients towards the input are built.
-            with nullcontext() if wanted else torch.no_grad():
-                yield
-        elif role.name in step.own:
-            yield
-        elif wanted and (role.owner is not None or through):
-            with parameters_frozen([role.module]):
-                yield
-        elif role.owner is not None and role.name in step.upcoming:
-            yield
-        else:
-            with torch.no_grad():
-                yield
+    def _frozen_call(self, *, statistics: bool) -> Callable[..., Any]:
+        """The forward with its parameters frozen, also when a backward recomputes it."""
+        role = self.role
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with parameters_frozen([role.module], statistics=statistics):
+                return role.call(*args, **kwargs)
+
+        return call
+
+
+def _backward_counter(role: Role, step: TrainStep) -> Callable[[Tensor], None]:
+    """A hook that counts the input-only backwards of one forward."""
+    # The graph must not own the step, whose memo owns the graph: only the garbage collector would
+    # free their memory. A probe may be gone when its backward runs; it owns no role anyway.
+    of_step = weakref.ref(step)
+
+    def count(_: Tensor) -> None:
+        found = of_step()
+        # A player's own backward passes the inputs of its networks on the way to their parameters.
+        if found is None or found.computing or role.name not in found.own:
+            role.count(Cost(input_backwards=1))
+
+    return count
+
+
+def _grad(mode: _Mode) -> Any:
+    return nullcontext() if mode.graph else torch.no_grad()

@@ -1,22 +1,25 @@
 """The plan: everything that can be known of a step before the run.
 
-From the queries that terms declare it derives which queries are allowed, which taps each forward must return,
-which roles a value depends on, and, by rehearsing the phases without tensors, how many network passes a step costs.
+From the queries that terms declare it derives which queries are allowed, which taps each forward
+must return, which roles a value depends on, and, by rehearsing the phases without tensors, how many
+network passes a step costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from attrs import define, field, frozen
 
 from advdiff_core.errors import PluginError
+from advdiff_core.interfaces.perturbation import SearchCost
 from advdiff_core.interfaces.query import Query, Setup
+from advdiff_core.step.names import check_names
 from advdiff_core.step.queries import Features, Forward, View
 from advdiff_core.types import Cost
 
-__all__ = ["Demand", "Phase", "Plan", "StepCost", "rehearse"]
+__all__ = ["Demand", "Phase", "Plan", "StepCost", "rehearse", "survives"]
 
 
 @frozen
@@ -63,16 +66,22 @@ class Plan:
         setup: Roles, views and schedule.
 
     Raises:
-        PluginError: If queries need each other in a circle, or a tap or role does not exist.
+        PluginError: P10 if queries need each other in a circle.
+        RecipeError: R10 if a role, view or tap does not exist or is of the wrong kind.
     """
 
     def __init__(self, phases: Iterable[Phase], setup: Setup) -> None:
         self.phases = tuple(phases)
         self.setup = setup
+        #: Queries that a value reads while it is computed.
+        self.needs: dict[Query[Any], tuple[Query[Any], ...]] = {}
+        #: The same with the probes of a view's search; in an order in which all can be computed.
         self.order: dict[Query[Any], tuple[Query[Any], ...]] = {}
         for phase in self.phases:
             for query in phase.needs:
                 self._visit(query, ())
+        #: Roles that some player of this plan trains.
+        self.trained: frozenset[str] = frozenset().union(*(phase.roles for phase in self.phases))
         #: Roles that a value depends on through a graph: a backward from it can reach them.
         self.graph_roles: dict[Query[Any], frozenset[str]] = {}
         #: Roles whose weights a value depends on in any way.
@@ -92,30 +101,17 @@ class Plan:
     def _visit(self, query: Query[Any], path: tuple[Query[Any], ...]) -> None:
         if query in path:
             circle = " -> ".join(map(repr, (*path[path.index(query) :], query)))
-            raise PluginError(f"queries need each other in a circle: {circle}", code="P10")
+            message = f"queries need each other in a circle: {circle}"
+            raise PluginError(message, code="P10", fix="break it in one plugin's `needs`")
         if query in self.order:
             return
-        self._check_names(query)
+        check_names(query, self.setup)
         needs = query.needs(self.setup)
         probes = query.probes(self.setup) if isinstance(query, View) else ()
         for needed in (*needs, *probes):
             self._visit(needed, (*path, query))
+        self.needs[query] = needs
         self.order[query] = (*needs, *probes)
-
-    def _check_names(self, query: Query[Any]) -> None:
-        roles, views = self.setup.models, self.setup.views
-        role, view = getattr(query, "role", None), getattr(query, "view", None)
-        if isinstance(role, str) and role not in roles:
-            message = f"{query!r} asks for the role {role!r}; the recipe has {', '.join(roles) or 'none'}"
-            raise PluginError(message, code="R10", fix=f"declare [models.{role}]")
-        view = query.name if isinstance(query, View) else view
-        if isinstance(view, str) and view not in views:
-            message = f"{query!r} asks for the view {view!r}; the recipe has {', '.join(views)}"
-            raise PluginError(message, code="R10", fix=f"declare [views.{view}]")
-        if isinstance(query, Features) and query.tap not in roles[query.role].taps:
-            taps = ", ".join(roles[query.role].taps) or "none"
-            message = f"role {query.role!r} has no tap {query.tap!r}; it has {taps}"
-            raise PluginError(message, code="R10", fix="choose one of these")
 
     def _trace(self, query: Query[Any], needs: tuple[Query[Any], ...]) -> None:
         own = frozenset(query.forwards(self.setup))
@@ -129,18 +125,21 @@ class Plan:
     def _find_demands(self) -> dict[Forward, Demand]:
         taps: dict[Forward, set[str]] = {q: set() for q in self.order if isinstance(q, Forward)}
         full: set[Forward] = set()
-        roots = {query for phase in self.phases for query in phase.needs}
         readers = [(query, needed) for query, needs in self.order.items() for needed in needs]
-        for reader, needed in (*readers, *((None, query) for query in roots)):
+        roots = [(None, query) for phase in self.phases for query in phase.needs]
+        for reader, needed in (*readers, *roots):
             if not isinstance(needed, Forward):
                 continue
             if isinstance(reader, Features):
                 taps[needed].add(reader.tap)
             else:
                 full.add(needed)
-        return {forward: self._demand(forward, names, forward in full) for forward, names in taps.items()}
+        return {
+            forward: self._demand(forward, names, full=forward in full)
+            for forward, names in taps.items()
+        }
 
-    def _demand(self, forward: Forward, names: set[str], full: bool) -> Demand:
+    def _demand(self, forward: Forward, names: set[str], *, full: bool) -> Demand:
         ordered = tuple(tap for tap in self.setup.models[forward.role].taps if tap in names)
         return Demand(ordered, None if full else ordered[-1])
 
@@ -165,25 +164,23 @@ class StepCost:
 def rehearse(plan: Plan, due: Iterable[str], *, share: bool = True) -> StepCost:
     """Count the passes of one step by going through its phases without tensors.
 
-    Follows the memo rules of `TrainStep` to the letter; a test compares it with the passes counted at run time.
+    Follows the memo rules of `TrainStep` to the letter; a test compares it with the passes counted
+    at run time.
 
     Args:
         plan: The plan of the phases that share a step.
         due: Players that take part in this step.
         share: Whether phases share graphs (they do unless the batch is split in micro-batches).
     """
-    cost, memo = StepCost(), set()
-    players = set(due)
+    rehearsal, players = _Rehearsal(plan), set(due)
     phases = [phase for phase in plan.phases if phase.player in players]
     for index, phase in enumerate(phases):
         later = frozenset().union(*(other.roles for other in phases[index + 1 :]))
         for turn in range(phase.passes):
-            _run_phase(plan, phase, memo, cost)
-            for role in phase.roles & frozenset().union(*(plan.graph_roles[q] for q in phase.needs)):
-                cost.add(role, Cost(parameter_backwards=1))
+            rehearsal.run(phase)
             last = turn + 1 == phase.passes
-            memo = {q for q in memo if survives(plan, q, phase, later, last=last, share=share)}
-    return cost
+            rehearsal.leave(phase, later, last=last, share=share)
+    return rehearsal.cost
 
 
 def survives(  # noqa: PLR0913 - the facts the rule is made of.
@@ -197,53 +194,117 @@ def survives(  # noqa: PLR0913 - the facts the rule is made of.
 ) -> bool:
     """Whether a memoized value outlives a backward pass of `phase`.
 
-    After the last pass a value is kept (detached) for later players unless its graph touches a role they train;
-    with `share`, a graph that this phase did not use up is kept for them too.
-    Before it, a value goes if its graph was used up, if it reads a free view (whose delta has moved), or if the
-    weights it depends on have moved.
+    After the last pass all values are kept (detached) for later players but those whose graph they
+    train. Such a graph is kept too where `share` holds, this phase did not use it up, and it is
+    whole: what passes through two trained roles was built for the player at hand only. Before the
+    last pass a value goes if its graph was used up, if it reads a free view (whose delta has
+    moved), or if the weights it depends on have moved.
     """
-    touched = plan.graph_roles[query]
+    touched = plan.graph_roles[query] & plan.trained
+    free = bool(plan.views[query] & plan.free_views)
     if last:
-        return not (touched & later) if not share else not (touched & phase.roles and touched & later)
+        whole = share and not touched & phase.roles and len(touched) == 1 and not free
+        return whole or not touched & later
     stale = plan.value_roles[query] if phase.moves else touched
-    return not (stale & phase.roles or plan.views[query] & plan.free_views)
+    return not (stale & phase.roles or free)
 
 
-def _run_phase(plan: Plan, phase: Phase, memo: set[Query[Any]], cost: StepCost) -> None:
-    for query in phase.needs:
-        _compute(plan, query, memo, cost)
+@define
+class _Rehearsal:
+    """A step without tensors.
 
+    Attributes:
+        plan: The plan.
+        cost: Passes so far.
+        memo: Queries whose value is held.
+        found: Free views that have been searched: later passes move the delta they have.
+        live: Free views whose delta gets a gradient from the phase at hand.
+    """
 
-def _compute(plan: Plan, query: Query[Any], memo: set[Query[Any]], cost: StepCost) -> None:
-    if query in memo:
-        return
-    for needed in query.needs(plan.setup):
-        _compute(plan, needed, memo, cost)
-    for role, count in query.forwards(plan.setup).items():
-        cost.add(role, Cost(forwards=count))
-        cost.queries.append((repr(query), role, count))
-    for role, count in query.input_backwards(plan.setup).items():
-        cost.add(role, Cost(input_backwards=count))
-    if isinstance(query, View):
-        _search(plan, query, memo, cost)
-    memo.add(query)
+    plan: Plan
+    cost: StepCost = field(factory=StepCost)
+    memo: set[Query[Any]] = field(factory=set)
+    found: set[str] = field(factory=set)
+    live: set[str] = field(factory=set)
 
+    def run(self, phase: Phase) -> None:
+        """One forward and backward pass of a player."""
+        for query in phase.needs:
+            self.compute(query)
+        reached = frozenset().union(*(self.plan.graph_roles[query] for query in phase.needs))
+        for role in phase.roles & reached:
+            self.cost.add(role, Cost(parameter_backwards=1))
+        for query in self._closure(phase.needs):
+            self._backward_through(query, phase)
 
-def _search(plan: Plan, query: View, memo: set[Query[Any]], cost: StepCost) -> None:
-    view = plan.setup.views[query.name]
-    if view.perturbation is None or view.base is None:
-        return
-    search = view.perturbation.cost()
-    moved: set[str] = set()
-    for _ in range(search.probes):
+    def leave(self, phase: Phase, later: frozenset[str], *, last: bool, share: bool) -> None:
+        """Forget what the pass used up."""
+        keep = {"last": last, "share": share}
+        self.memo = {q for q in self.memo if survives(self.plan, q, phase, later, **keep)}
+        if last:
+            self.live.clear()
+
+    def compute(self, query: Query[Any]) -> None:
+        """Compute a value unless it is held."""
+        if query in self.memo:
+            return
+        again = isinstance(query, View) and query.name in self.found
+        for needed in self.plan.needs[query]:
+            # A free view that moves on reads its base alone.
+            if not again or isinstance(needed, View):
+                self.compute(needed)
+        for role, count in query.forwards(self.plan.setup).items():
+            self.cost.add(role, Cost(forwards=count))
+            self.cost.queries.append((repr(query), role, count))
+        for role, count in query.input_backwards(self.plan.setup).items():
+            self.cost.add(role, Cost(input_backwards=count))
+        if isinstance(query, View):
+            self._perturb(query, search=not again)
+        self.memo.add(query)
+
+    def _perturb(self, query: View, *, search: bool) -> None:
+        if query.name in self.plan.free_views:
+            self.found.add(query.name)
+            self.live.add(query.name)
+        view = self.plan.setup.views[query.name]
+        if search and view.perturbation is not None and view.base is not None:
+            self._search(query, view.base, view.perturbation.cost())
+
+    def _search(self, query: View, base: str, search: SearchCost) -> None:
         # A probe shares everything that does not depend on the moved view.
-        inner = {q for q in memo if view.base not in plan.views[q]} | {View(view.base)}
-        probe_cost = StepCost()
-        for probe in query.probes(plan.setup):
-            _compute(plan, probe, inner, probe_cost)
-            moved |= plan.graph_roles[probe]
-        for role, passes in probe_cost.roles.items():
-            cost.add(role, passes)
-        cost.queries += [(f"{query!r} probing {name}", role, n) for name, role, n in probe_cost.queries]
-    for role in moved:
-        cost.add(role, Cost(input_backwards=search.input_backwards))
+        kept = {q for q in self.memo if base not in self.plan.views[q]}
+        probe = _Rehearsal(self.plan, memo={*kept, View(base)}, found=set(self.found))
+        for probed in query.probes(self.plan.setup):
+            probe.compute(probed)
+        for role, one in probe.cost.roles.items():
+            backwards = one.input_backwards * search.probes + one.forwards * search.input_backwards
+            self.cost.add(role, Cost(one.forwards * search.probes, backwards))
+        self.cost.queries += [
+            (f"{query!r} probing {name}", role, count * search.probes)
+            for name, role, count in probe.cost.queries
+            if search.probes
+        ]
+
+    def _closure(self, queries: Iterable[Query[Any]]) -> Iterator[Query[Any]]:
+        """The queries that a backward from `queries` can pass."""
+        seen: set[Query[Any]] = set()
+        waiting = list(queries)
+        while waiting:
+            query = waiting.pop()
+            if query in seen or query.detached:
+                continue
+            seen.add(query)
+            waiting += self.plan.needs[query]
+            yield query
+
+    def _backward_through(self, query: Query[Any], phase: Phase) -> None:
+        """Count the networks of others that a gradient passes on its way to what is trained."""
+        wanted = any(
+            (self.plan.graph_roles[needed] & phase.roles)
+            or (isinstance(needed, View) and self.plan.views[needed] & self.live)
+            for needed in self.plan.needs[query]
+        )
+        for role, count in query.forwards(self.plan.setup).items() if wanted else ():
+            passed = not self.plan.setup.models[role].frozen or getattr(query, "through", True)
+            if role not in phase.roles and passed:
+                self.cost.add(role, Cost(input_backwards=count))

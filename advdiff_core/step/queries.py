@@ -67,7 +67,7 @@ class View(Query[Noised]):
     detached: ClassVar[bool] = True
 
     def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
-        """Time and noise for the root "clean"; the base view and the perturbation's needs otherwise."""
+        """Time and noise for the root "clean"; else the base view and the perturbation's needs."""
         view = setup.views[self.name]
         if view.base is None:
             return (Time(), Noise()) if self.name == "clean" else ()
@@ -174,7 +174,10 @@ class X0Hat(_OfForward):
 class Logits(_OfForward):
     """Logits [B, K] of a classifier on a view; the default view is "image"."""
 
+    # All three again: attrs puts a redefined field last.
+    role: str = "student"
     view: str = "image"
+    through: bool = False
 
     def compute(self, step: Step) -> Tensor:
         """The raw output."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from attrs import define, field, frozen
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from advdiff_core.interfaces.component import ModelInfo
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
@@ -81,6 +82,7 @@ class Role:
         wear: Turns the raw network into a denoiser (parametrization); None for other kinds.
         run: What is called instead of `module` (compiled or sharded); None for the module itself.
         random: True if its forward draws from torch's global generator in train mode (dropout).
+        recompute: Recompute its activations in the backward instead of keeping them.
         cost: Passes counted so far.
     """
 
@@ -91,6 +93,7 @@ class Role:
     wear: Any = None
     run: Callable[..., Any] | None = None
     random: bool = False
+    recompute: bool = False
     cost: Cost = field(factory=Cost)
 
     @property
@@ -141,16 +144,31 @@ class Scene:
 
 
 @contextmanager
-def parameters_frozen(modules: list[nn.Module]) -> Iterator[None]:
+def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> Iterator[None]:
     """Run the body with `requires_grad = False` on all parameters; restores each flag afterwards.
 
     An inner maximisation then stores no activations for weight gradients and cannot touch `.grad`.
+
+    Args:
+        modules: The networks.
+        statistics: Keep the running statistics of batch norms as they are, too.
     """
     flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
+    tracking = _tracking(modules) if statistics else []
     try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        for part in tracking:
+            part.track_running_stats = False
         yield
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        for part in tracking:
+            part.track_running_stats = True
+
+
+def _tracking(modules: list[nn.Module]) -> list[_NormBase]:
+    """Batch norms in train mode that update their running statistics."""
+    parts = (part for module in modules for part in module.modules())
+    return [p for p in parts if isinstance(p, _NormBase) and p.training and p.track_running_stats]

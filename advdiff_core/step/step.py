@@ -11,13 +11,15 @@ from torch import Tensor
 from advdiff_core.draws import Draws, keyed_generator
 from advdiff_core.errors import UndeclaredQueryError
 from advdiff_core.interfaces.perturbation import scale_of
-from advdiff_core.interfaces.query import Query, input_gradient
+from advdiff_core.interfaces.query import Query
 from advdiff_core.math import norms
 from advdiff_core.step.network import RoleNetwork
 from advdiff_core.step.plan import Demand, Phase, Plan, survives
+from advdiff_core.step.probe import ViewProbe
 from advdiff_core.step.queries import Forward, View
 from advdiff_core.step.scene import Role, Scene, parameters_frozen
-from advdiff_core.types import Budget, Cost, Noised, expand
+from advdiff_core.step.values import detached, tensors_in
+from advdiff_core.types import Budget, Cost, Domain, Noised
 
 __all__ = ["Place", "TrainStep", "detached"]
 
@@ -74,7 +76,9 @@ class TrainStep:
         self.searching = False
         self.asked: set[Query[Any]] = set()
         self._memo: dict[Query[Any], Any] = {}
-        self._depth = 0
+        self._computing: list[Query[Any]] = []
+        #: What may be asked now; None for every query of the plan.
+        self._allowed: tuple[Query[Any], ...] | None = None
         #: Current delta and budget of each free view, kept over the passes of a player.
         self._free: dict[str, tuple[Tensor, Budget]] = {}
 
@@ -83,25 +87,45 @@ class TrainStep:
         """Roles, views and schedule."""
         return self.scene
 
+    @property
+    def domain(self) -> Domain | None:
+        """Range of valid values of the data."""
+        return self.scene.data.domain if self.scene.data is not None else None
+
+    @property
+    def computing(self) -> bool:
+        """True while a query computes its value."""
+        return bool(self._computing)
+
     def get(self, query: Query[T]) -> T:
         """The value of a query, computed at most once; see the `Step` protocol."""
-        if query not in self.plan.order:
-            message = f"{query!r} was asked for but not declared"
-            raise UndeclaredQueryError(message, code="P10", fix="list it in `needs`")
-        if self._depth == 0:
+        if query not in (self.plan.order if self._allowed is None else self._allowed):
+            self._refuse(query)
+        if not self._computing:
             self.asked.add(query)
         if query not in self._memo:
-            self._depth += 1
-            try:
-                self._memo[query] = query.compute(self)
-            finally:
-                self._depth -= 1
+            self._compute(query)
         value = self._memo[query]
         if self.probing or query.detached:
             return cast("T", value)
         if self.searching or not self.plan.graph_roles[query] & self.own:
             return cast("T", detached(value))
         return cast("T", value)
+
+    def _compute(self, query: Query[Any]) -> None:
+        allowed, self._allowed = self._allowed, self.plan.needs[query]
+        self._computing.append(query)
+        try:
+            self._memo[query] = query.compute(self)
+        finally:
+            self._computing.pop()
+            self._allowed = allowed
+
+    def _refuse(self, query: Query[Any]) -> None:
+        asker = f" by {self._computing[-1]!r}" if self._computing else ""
+        message = f"{query!r} was asked for{asker} but not declared"
+        fix = "list it in `probes`" if self.probing and not asker else "list it in `needs`"
+        raise UndeclaredQueryError(message, code="P10", fix=fix)
 
     def network(self, role: str) -> RoleNetwork:
         """The counted network of a role."""
@@ -115,13 +139,22 @@ class TrainStep:
             key, start=place.start, size=place.size, total=place.total, device=self.x0.device
         )
 
-    def at(self, view: str, x: Tensor) -> TrainStep:
-        """A probe of this step with the input of `view` replaced by `x` [B, ...]."""
-        base = self._memo[View(view)]
+    def at(
+        self, view: str, x: Tensor, *, allowed: tuple[Query[Any], ...] | None = None
+    ) -> TrainStep:
+        """A probe of this step with the input of `view` replaced by `x` [B, ...].
+
+        Args:
+            view: Name of the view.
+            x: Its input [B, ...].
+            allowed: What the probe may be asked; None for every query of the plan.
+        """
+        base = self.get(View(view))
         probe = TrainStep(self.scene, self.plan, self.x0, self.y, self.place)
-        probe.probing = True
-        keep = {q: v for q, v in self._memo.items() if view not in self.plan.views[q]}
-        probe._memo = {**keep, View(view): base._replace(x_t=x)}  # noqa: SLF001 - a step of our own.
+        probe.probing, probe._allowed, probe._free = True, allowed, dict(self._free)
+        # What does not depend on the moved input is a constant of the search.
+        keep = {q: detached(v) for q, v in self._memo.items() if view not in self.plan.views[q]}
+        probe._memo = {**keep, View(view): base._replace(x_t=x)}
         return probe
 
     def demand(self, forward: Forward) -> Demand:
@@ -136,17 +169,16 @@ class TrainStep:
 
     def leave(self, phase: Phase, *, last: bool) -> None:
         """End a backward pass of a player: forget or detach what it used up."""
-        kept = {
-            query: value
+
+        def spent(query: Query[Any]) -> bool:
+            if last and self.plan.views[query] & self.plan.free_views:
+                return True
+            return not query.detached and bool(self.plan.graph_roles[query] & phase.roles)
+
+        self._memo = {
+            query: detached(value) if spent(query) else value
             for query, value in self._memo.items()
             if survives(self.plan, query, phase, self.later, last=last, share=self.share)
-        }
-        used = phase.roles
-        self._memo = {
-            query: detached(value)
-            if not query.detached and self.plan.graph_roles[query] & used
-            else value
-            for query, value in kept.items()
         }
 
     def perturb(self, name: str) -> Noised:
@@ -156,24 +188,31 @@ class TrainStep:
         assert view.base is not None
         assert perturbation is not None
         base = self.get(View(view.base))
-        domain = self.scene.data.domain if self.scene.data else None
         if name in self._free:
             return self._free_view(name, base)
         # Shared values are computed first, with their graph, before anything is frozen.
         for query in perturbation.needs(view.base):
             self.get(query)
-        rng = self.rng(f"view/{name}")
-        with parameters_frozen(self._modules(name)):
-            self.searching = True
-            try:
-                moved = perturbation.perturb(base, _Probe(self, view.base, name), rng, domain)
-            finally:
-                self.searching = False
+        moved = self._search(name, base)
         if not perturbation.free:
             return moved
-        budget = perturbation.budget(base, self.rng(f"view/{name}"))
-        self._free[name] = (moved.delta / scale_of(budget, base, domain), budget)
+        assert moved.delta is not None
+        assert moved.radius is not None
+        budget = perturbation.budget(base, self.rng(f"view/{name}"))._replace(radius=moved.radius)
+        self._free[name] = (moved.delta / scale_of(budget, base, self.domain), budget)
         return self._free_view(name, base)
+
+    def _search(self, name: str, base: Noised) -> Noised:
+        perturbation = self.scene.views[name].perturbation
+        assert perturbation is not None
+        modules = self._probed_modules(name)
+        rng, probe = self.rng(f"view/{name}"), ViewProbe(self, name)
+        with torch.enable_grad(), parameters_frozen(modules, statistics=True):
+            self.searching = True
+            try:
+                return perturbation.perturb(base, probe, rng, self.domain)
+            finally:
+                self.searching = False
 
     def _free_view(self, name: str, base: Noised) -> Noised:
         delta, budget = self._free[name]
@@ -181,13 +220,7 @@ class TrainStep:
         self._free[name] = (leaf, budget)
         perturbation = self.scene.views[name].perturbation
         assert perturbation is not None
-        radius = torch.as_tensor(budget.radius, dtype=torch.float32, device=leaf.device)
-        whole = budget._replace(radius=radius.expand(leaf.shape[0]))
-        return perturbation.apply(base, leaf, whole, self.scene.data.domain if self.scene.data else None)
-
-    def versions(self) -> dict[Query[Any], int]:
-        """How often each memoized tensor was written to; shows edits in place."""
-        return {q: v._version for q, v in self._memo.items() if isinstance(v, Tensor)}  # noqa: SLF001
+        return perturbation.apply(base, leaf, budget, self.domain)
 
     def ascend(self) -> None:
         """After a backward: give each free perturbation its gradient."""
@@ -199,6 +232,13 @@ class TrainStep:
             inside = norms.project(proposed, norm=budget.norm, radius=budget.radius)
             self._free[name] = (inside, budget)
 
+    def versions(self) -> dict[Query[Any], int]:
+        """How often the tensors of each memoized value were written to; shows edits in place."""
+        return {
+            query: sum(tensor._version for tensor in tensors_in(value))
+            for query, value in self._memo.items()
+        }
+
     def target(self, role: str) -> Tensor:
         """Features of the clean images from an alignment target, without gradient."""
         found = self._role(role)
@@ -207,64 +247,34 @@ class TrainStep:
             return found.call(self.x0, self.y, self.rng(f"target/{role}")).detach()
 
     def seed_global(self, role: Role) -> Callable[[], None]:
-        """Key torch's global generator for a forward with dropout; returns what puts it back.
+        """Key torch's global generator for a forward that draws from it; returns what undoes that.
 
-        All forwards of a step share their masks, so that views and teachers are compared under the same ones.
+        All forwards of a step share their masks: views are compared under the same ones.
         """
         if not (role.random and role.module.training):
             return lambda: None
-        device = self.x0.device
-        state = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
-        place = self.place
-        generator = keyed_generator(self.scene.seed, place.index, place.start, "dropout")
-        torch.manual_seed(generator.initial_seed())
-        if device.type == "cpu":
-            return lambda: torch.set_rng_state(state)
-        return lambda: torch.cuda.set_rng_state(state, device)
+        generator = global_generator(self.x0.device)
+        state, place = generator.get_state(), self.place
+        key = keyed_generator(self.scene.seed, place.index, place.start, "dropout")
+        generator.manual_seed(key.initial_seed())
+
+        def restore() -> None:
+            generator.set_state(state)
+
+        return restore
 
     def _role(self, name: str) -> Role:
         return self.scene.roles[name]
 
-    def _modules(self, view: str) -> list[torch.nn.Module]:
+    def _probed_modules(self, view: str) -> list[torch.nn.Module]:
         probes = View(view).probes(self.scene)
         roles = sorted(frozenset().union(*(self.plan.value_roles[query] for query in probes)))
         return [self._role(role).module for role in roles]
 
 
-class _Probe:
-    """See `advdiff_core.interfaces.perturbation.Probe`."""
-
-    def __init__(self, step: TrainStep, base: str, view: str) -> None:
-        self.step = step
-        self.base = base
-        self.roles = sorted(
-            frozenset().union(*(step.plan.graph_roles[q] for q in View(view).probes(step.scene)))
-        )
-        self.perturbation = step.scene.views[view].perturbation
-
-    def at(self, delta: Tensor) -> TrainStep:
-        noised = self.step.get(View(self.base))
-        assert self.perturbation is not None
-        domain = self.step.scene.data.domain if self.step.scene.data else None
-        unit = self.perturbation.unit
-        scale = scale_of(Budget("linf", 0.0, unit), noised, domain)
-        return self.step.at(self.base, noised.x_t + delta * scale)
-
-    def gradient(self, objective: Tensor, delta: Tensor) -> Tensor:
-        for role in self.roles:
-            self.step.scene.roles[role].count(Cost(input_backwards=1))
-        return input_gradient(objective, delta)
-
-
-def detached(value: Any) -> Any:
-    """`value` without its graph: tensors, tuples, named tuples, lists and dicts of them."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, tuple):
-        parts = [detached(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    if isinstance(value, list):
-        return [detached(part) for part in value]
-    if isinstance(value, dict):
-        return {key: detached(part) for key, part in value.items()}
-    return value
+def global_generator(device: torch.device) -> torch.Generator:
+    """Torch's own generator of a device."""
+    if device.type != "cuda":
+        return torch.default_generator
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return torch.cuda.default_generators[index]
