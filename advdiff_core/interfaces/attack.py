@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.component import Component
+from advdiff_core.interfaces.perturbation import SearchCost
 from advdiff_core.math import norms
 from advdiff_core.types import Budget, Domain
 
@@ -27,7 +28,7 @@ class Victim(Protocol):
     """
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Outputs [B, ...] at the inputs `x` [B, ...], with a graph to `x`; parameters are frozen."""
+        """Outputs [B, ...] at inputs `x` [B, ...], with a graph to `x`; parameters are frozen."""
 
     def loss(self, outputs: Tensor) -> Tensor:
         """The attacker's objective per sample [B]; larger is worse for the victim."""
@@ -39,10 +40,18 @@ class Victim(Protocol):
 class Attack(Component):
     """Searches an input near `x` that makes a victim's loss large.
 
-    Subclasses implement `search`; the final `run` projects the result onto the budget and the domain.
-    Contract: the model is left byte-identical (parameters, buffers, grads, mode flags) and the global
-    random state untouched; all randomness comes from `rng`; a zero radius returns `x` bit for bit.
+    Subclasses implement `search`; the final `run` projects the result onto the budget and the
+    domain. Contract: the model is left byte-identical (parameters, buffers, grads, mode flags) and
+    the global random state untouched; all randomness comes from `rng`; a zero radius returns `x`
+    bit for bit.
     """
+
+    def cost(self) -> SearchCost:
+        """Calls of `victim.outputs`, and gradients towards the input, of one search at most.
+
+        The plan of a recipe that trains on the attack prints it.
+        """
+        return SearchCost()
 
     @abstractmethod
     def search(
@@ -70,8 +79,10 @@ class Attack(Component):
         if budget.unit == "pixel":
             factor = domain.span if domain is not None else 1.0
             budget = Budget(budget.norm, budget.radius * factor, "image")
-        radius = torch.as_tensor(budget.radius, dtype=torch.float32, device=x.device).expand(x.shape[0])
-        found = self.search(victim, x.detach(), budget._replace(radius=radius), domain, rng).detach()
+        radius = torch.as_tensor(budget.radius, dtype=torch.float32, device=x.device)
+        radius = radius.expand(x.shape[0])
+        whole = budget._replace(radius=radius)
+        found = self.search(victim, x.detach(), whole, domain, rng).detach()
         if found.shape != x.shape:
             message = f"search returned shape {list(found.shape)}, wanted {list(x.shape)}"
             raise ContractError(message, where=self.build.path, fix="return one input per sample")
