@@ -5,7 +5,8 @@ Free of torch: `advdiff explain`, the recipe loader and the documentation read s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -48,7 +49,7 @@ class Spec:
 def setting(  # noqa: PLR0913 - one keyword per property a key of a recipe can have.
     default: Any = NOTHING,
     *,
-    help: str,  # noqa: A002 - the word users know.
+    help: str,
     gt: float | None = None,
     ge: float | None = None,
     lt: float | None = None,
@@ -58,6 +59,9 @@ def setting(  # noqa: PLR0913 - one keyword per property a key of a recipe can h
     kind: str = "",
     ref: str = "",
     factory: Any = None,
+    key: str = "",
+    applies: tuple[str, tuple[Any, ...]] | None = None,
+    safe: bool = False,
 ) -> Any:
     """Declare one key of a component's table.
 
@@ -73,10 +77,15 @@ def setting(  # noqa: PLR0913 - one keyword per property a key of a recipe can h
         kind: Registry kind of a nested component (type `Spec`).
         ref: What a string refers to: "view", "role" or "player"; checked against the recipe.
         factory: Makes a default that is itself mutable or a settings object.
+        key: What the recipe calls it, where that is no Python name (the core's "from").
+        applies: Another key of the table and the values of it under which this one means anything;
+            a recipe that writes it beside another value is refused.
+        safe: True if a resumed run may have another value (a length, a logging interval).
     """
     bounds = {k: v for k, v in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if v is not None}
     metadata = {
         "help": help, "bounds": bounds, "choices": choices, "unit": unit, "kind": kind, "ref": ref,
+        "key": key, "applies": applies, "safe": safe,
     }  # fmt: skip
     if factory is not None:
         return attrs.field(factory=factory, metadata=metadata, validator=_check)
@@ -91,7 +100,7 @@ def _check(_: Any, attribute: Attribute[Any], value: Any) -> None:
 
 
 def bounds_text(metadata: Mapping[str, Any], value: Any) -> str:
-    """Why `value` (or an entry of it) breaks the bounds or choices in `metadata`; "" if it does not."""
+    """Why `value` (or an entry of it) breaks bounds or choices in `metadata`; "" if it does not."""
     if value is None:
         return ""
     if isinstance(value, tuple):
@@ -106,15 +115,17 @@ def bounds_text(metadata: Mapping[str, Any], value: Any) -> str:
     return _out_of_bounds(metadata.get("bounds") or {}, value)
 
 
+_RULES: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "gt": (operator.gt, "must be above"),
+    "ge": (operator.ge, "must be at least"),
+    "lt": (operator.lt, "must be below"),
+    "le": (operator.le, "must be at most"),
+}
+
+
 def _out_of_bounds(bounds: Mapping[str, float], value: float) -> str:
-    rules = {
-        "gt": (lambda limit: value > limit, "must be above"),
-        "ge": (lambda limit: value >= limit, "must be at least"),
-        "lt": (lambda limit: value < limit, "must be below"),
-        "le": (lambda limit: value <= limit, "must be at most"),
-    }
     for rule, limit in bounds.items():
-        holds, words = rules[rule]
-        if not holds(limit):
+        holds, words = _RULES[rule]
+        if not holds(value, limit):
             return f"{value} {words} {limit}"
     return ""

@@ -91,7 +91,7 @@ def scan(
         entries += [_entry(distribution, line) for line in distribution.declarations]
     permitted = [_restrict(entry, allowed) for entry in entries]
     order = sorted(permitted, key=lambda entry: (entry.kind, entry.name, entry.distribution))
-    return Catalogue(entries=tuple(_warn_shadowing(order)))
+    return Catalogue(entries=tuple(_warn_shadowing(order)), allowed=allowed)
 
 
 def _allowed(environ: Mapping[str, str]) -> frozenset[str] | None:
@@ -183,9 +183,11 @@ class Catalogue:
 
     Attributes:
         entries: All entries, sorted by kind, name and distribution.
+        allowed: Distributions allowed by ADVDIFF_PLUGINS, in normal form; None for all.
     """
 
     entries: tuple[Entry, ...]
+    allowed: frozenset[str] | None = None
     _loaded: dict[tuple[str, str, str], type[Any]] = field(factory=dict, eq=False, repr=False)
 
     def of_kind(self, kind: str) -> tuple[Entry, ...]:
@@ -195,6 +197,14 @@ class Catalogue:
     def names(self, kind: str) -> list[str]:
         """Names a recipe may write for a kind, sorted."""
         return sorted({entry.name for entry in self.of_kind(kind)})
+
+    def distributions(self) -> list[str]:
+        """Distributions with usable entries, sorted."""
+        return sorted({entry.distribution for entry in self.entries if not entry.error})
+
+    def allows(self, distribution: str) -> bool:
+        """False if ADVDIFF_PLUGINS leaves the distribution out."""
+        return self.allowed is None or canonical_distribution(distribution) in self.allowed
 
     def find(self, kind: str, use: str) -> Entry:
         """The entry that `use` means: `name`, `dist:name`, or a family `name:variant`.

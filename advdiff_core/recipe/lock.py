@@ -1,0 +1,94 @@
+"""The frozen copy of a recipe: the resolved text and what it was resolved with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from advdiff_core.discovery import CORE
+from advdiff_core.recipe.lines import Key
+from advdiff_core.recipe.problems import Problem
+from advdiff_core.recipe.recipe import Recipe
+
+__all__ = ["git_state", "lock_notes", "lock_table", "lock_text"]
+
+
+def lock_text(recipe: Recipe, folder: Path | None = None) -> str:
+    """The text of `recipe.lock.toml`: every default, and a table `[lock]`.
+
+    Args:
+        recipe: The recipe.
+        folder: Where to look for a git repository; the working directory if left out.
+    """
+    return recipe.dumps(lock_table(recipe, folder))
+
+
+def lock_table(recipe: Recipe, folder: Path | None = None) -> dict[str, Any]:
+    """Versions of Python, torch and the plugins named, the recipe's hash, and the git state."""
+    plugins = {spec.distribution: spec.version for spec in recipe.specs() if spec.distribution}
+    table: dict[str, Any] = {
+        "recipe_hash": recipe.recipe_hash,
+        "python": platform.python_version(),
+        "advdiff_core": _version(CORE),
+        "torch": _version("torch"),
+        "plugins": dict(sorted(plugins.items())),
+    }
+    git = git_state(folder or Path.cwd())
+    return {**table, "git": git} if git else table
+
+
+def _version(distribution: str) -> str:
+    """Version from the metadata: importing torch to ask it would take seconds."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit of the repository around `folder`, and whether files in it are changed; {} if none."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": changed != ""}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True, text=True, timeout=10, check=True, env=environment,
+            encoding="utf-8", errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def lock_notes(tables: Mapping[str, Any], recipe: Recipe) -> Iterator[Problem]:
+    """Versions that differ from those in the recipe's own `[lock]`."""
+    lock = tables.get("lock")
+    if not isinstance(lock, Mapping):
+        return
+    plugins = lock.get("plugins")
+    locked = dict(plugins) if isinstance(plugins, Mapping) else {}
+    present = {spec.distribution: spec.version for spec in recipe.specs()}
+    here = {"torch": _version("torch"), "python": platform.python_version()}
+    for name, now in here.items():
+        yield from _changed(("lock", name), lock.get(name), now)
+    for name, now in sorted(present.items()):
+        yield from _changed(("lock", "plugins", name), locked.get(name), now)
+
+
+def _changed(path: Key, before: Any, now: str) -> Iterator[Problem]:
+    if isinstance(before, str) and before != now:
+        message = f"{path[-1]} was {before} when this recipe was frozen, it is {now} here"
+        fix = "results may differ; install the old version to repeat the run"
+        yield Problem(path=path, code="P14", message=message, fix=fix)

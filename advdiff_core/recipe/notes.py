@@ -1,0 +1,76 @@
+"""Warnings: values that are legal and probably not meant (R14), with an estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from advdiff_core.recipe.problems import Problem
+from advdiff_core.recipe.recipe import Recipe
+from advdiff_core.settings import Spec
+
+__all__ = ["notes_on"]
+
+#: Steps a day at ten a second, times a year: nobody waits longer.
+MANY_STEPS = 300_000_000
+MANY_IMAGES = 2**20
+MANY_STEPS_PER_SECOND = 10
+HUGE = 100_000
+
+
+def notes_on(recipe: Recipe) -> Iterator[Problem]:
+    """What a user should look at before starting this run."""
+    yield from _length(recipe)
+    yield from _never(recipe)
+    for spec in recipe.specs():
+        yield from _huge(spec)
+    yield from _untrained(recipe)
+
+
+def _note(path: tuple[str | int, ...], message: str, fix: str) -> Problem:
+    return Problem(path=path, code="R14", message=message, fix=fix)
+
+
+def _length(recipe: Recipe) -> Iterator[Problem]:
+    run = recipe.run
+    steps = run.images / run.batch
+    if steps > MANY_STEPS:
+        years = steps / MANY_STEPS_PER_SECOND / (365 * 24 * 3600)
+        message = f"{run.images:,} images are {steps:,.0f} steps, {years:,.0f} years at 10 a second"
+        yield _note(("run", "images"), message, "images counts images, not epochs or kimg")
+    if run.batch > MANY_IMAGES:
+        message = f"{run.batch:,} images in one batch, the run has {run.images:,}"
+        yield _note(("run", "batch"), message, "few machines hold it; see advdiff plan")
+
+
+def _never(recipe: Recipe) -> Iterator[Problem]:
+    for name, term in recipe.terms.items():
+        if term.after >= recipe.run.images:
+            end = recipe.run.images
+            message = f"the term begins after {term.after:,} images, the run ends at {end:,}"
+            yield _note(("terms", name, "after"), message, "it never counts")
+
+
+def _huge(spec: Spec) -> Iterator[Problem]:
+    """Sizes of components far above anything that was ever trained."""
+    for one in attrs.fields(type(spec.settings)):
+        value: Any = getattr(spec.settings, one.name)
+        counts = type(value) is int and one.metadata.get("unit", "") == ""
+        if counts and value > HUGE and "seed" not in one.name:
+            message = f"{one.alias} = {value:,} is far above what is usual"
+            path = (*_split(spec.path), one.alias)
+            yield _note(path, message, "check the number; see advdiff plan for what it costs")
+
+
+def _split(path: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in path.split(".")]
+
+
+def _untrained(recipe: Recipe) -> Iterator[Problem]:
+    trained = {role for player in recipe.players.values() for role in player.models}
+    for role, model in recipe.models.items():
+        if role not in trained and model.kind == "backbone" and model.init is None:
+            message = f"the model {role!r} is trained by no player and starts from random weights"
+            yield _note(("models", role), message, "give it init = ..., or a player")
