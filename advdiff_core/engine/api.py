@@ -31,7 +31,7 @@ from advdiff_core.engine.trainer import Trainer
 from advdiff_core.errors import AdvdiffError, DataError, Interrupted, StorageError
 from advdiff_core.hooks.manager import Hooks
 from advdiff_core.hooks.specs import RunInfo
-from advdiff_core.recipe import Recipe, load_recipe
+from advdiff_core.recipe import Recipe, load_recipe, lock_text
 
 __all__ = ["EVALUATION", "RunResult", "Trained", "open_trained", "plan", "train"]
 
@@ -176,7 +176,7 @@ def _open(
     if world.is_main:
         try:
             made = new_run(out or Path("runs"), experiment.recipe.run.name)
-            made.write("recipe.lock.toml", experiment.recipe.dumps())
+            made.write("recipe.lock.toml", lock_text(experiment.recipe))
             path = str(made.path)
         except AdvdiffError as error:
             if world.size == 1:

@@ -103,6 +103,8 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
         UsageError: If the role is not a denoiser or has no such average.
     """
     settings = experiment.recipe.sample
+    if settings is None:
+        raise UsageError("this recipe has no denoiser to sample", code="R10", where="sample")
     name = role or settings.role
     denoiser = _denoiser(experiment.scene, name)
     weights = weights_of(experiment, name, settings.ema if ema is None else ema)

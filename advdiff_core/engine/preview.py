@@ -11,15 +11,19 @@ from advdiff_core.engine.generate import generate
 __all__ = ["preview"]
 
 
-def preview(experiment: Experiment, nimg: int) -> dict[str, Tensor]:
+#: Data shown by recipes that draw no samples.
+SHOWN = 16
+
+
+def preview(experiment: Experiment) -> dict[str, Tensor]:
     """Clean data, data as the model sees them, and samples, by caption, each [N, ...] on the CPU."""
-    del nimg
-    count = experiment.recipe.sample.images
+    sample = experiment.recipe.sample
+    count = sample.images if sample else SHOWN
     source = experiment.source
     indices = torch.arange(min(count, source.info.count))
     rows = {"real": source.clean(indices).x}
     if source.corruptions:
         rows["training data"] = source.batch(indices).x
-    if any(role.wear is not None for role in experiment.scene.roles.values()):
+    if sample:
         rows["samples"] = generate(experiment, range(count)).x0
     return {caption: x.float().cpu().contiguous() for caption, x in rows.items()}

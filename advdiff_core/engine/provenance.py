@@ -25,7 +25,7 @@ def provenance(recipe: Recipe, compute: Compute, *, world: int) -> dict[str, Any
     return {
         "advdiff_core": metadata.version("advdiff-core"),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "platform": sys.platform,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -35,7 +35,7 @@ def provenance(recipe: Recipe, compute: Compute, *, world: int) -> dict[str, Any
         "autocast": str(compute.autocast),
         "channels_last": compute.channels_last,
         "world": world,
-        "recipe_hash": recipe.recipe_hash(),
+        "recipe_hash": recipe.recipe_hash,
     }
 
 

@@ -12,6 +12,7 @@ from advdiff_core.engine.provenance import resume_level
 from advdiff_core.engine.rundir import RunDir
 from advdiff_core.errors import DataError, escape
 from advdiff_core.recipe import load_recipe
+from advdiff_core.recipe.changes import changes
 
 __all__ = ["newest"]
 
@@ -57,7 +58,7 @@ def newest(
 def _same_recipe(rundir: RunDir, experiment: Experiment) -> None:
     """R15: only keys that cannot change what was learnt so far may differ."""
     frozen = load_recipe(rundir.recipe_lock)
-    changed = experiment.recipe.changes_since(frozen)
+    changed = changes(frozen, experiment.recipe)
     if changed:
         key, old, new = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

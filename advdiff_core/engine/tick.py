@@ -65,7 +65,7 @@ class Ticks:
         done = trainer.nimg >= trainer.images
         if done or _passed(trainer, run.log_every):
             self._log(trainer)
-        if sample.every and not done and _passed(trainer, sample.every):
+        if sample and sample.every and not done and _passed(trainer, sample.every):
             self._images(trainer)
         if not done and run.checkpoint_every and _passed(trainer, run.checkpoint_every):
             self.save(trainer)
@@ -122,8 +122,8 @@ class Ticks:
             self.hooks.metrics_logged(self.info, trainer.nimg, row)
 
     def _images(self, trainer: Trainer) -> None:
-        if trainer.world.is_main and trainer.experiment.recipe.sample.images:
-            images = preview(trainer.experiment, trainer.nimg)
+        if trainer.world.is_main:
+            images = preview(trainer.experiment)
             self.hooks.images_ready(self.info, trainer.nimg, images)
         # Pictures do not count in the images per second of training.
         self._since, self._since_nimg = time.monotonic(), trainer.nimg
