@@ -51,7 +51,8 @@ wanted_stamp() {
 import hashlib, pathlib, sys
 root = pathlib.Path(sys.argv[1])
 digest = hashlib.sha256(f"{sys.version}\n{root}\n".encode())
-for path in [root / "pyproject.toml", *sorted(root.glob("plugins/*/pyproject.toml"))]:
+plugins = sorted(root.glob("plugins/*/pyproject.toml"))
+for path in [root / "pyproject.toml", *plugins, *root.glob("tests/toys/pyproject.toml")]:
     digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
 print(digest.hexdigest())
 ' "$root"
@@ -85,6 +86,8 @@ install_all() {
         if [ -f "$manifest" ]; then packages+=(-e "$(dirname -- "$manifest")$extras"); fi
     done
     say "installing advdiff and $((${#packages[@]} / 2 - 1)) plugins into .venv (the first time fetches torch: minutes)"
+    # The tests' own components are a distribution like anyone else's.
+    if [ -n "$extras" ] && [ -f "$root/tests/toys/pyproject.toml" ]; then packages+=(-e "$root/tests/toys"); fi
     forgotten=$(forgotten_plugins)
     # Names of distributions hold no spaces.
     # shellcheck disable=SC2086
