@@ -39,7 +39,7 @@ def blocks(*languages: str) -> list[object]:
 def commands(text: str) -> list[list[str]]:
     """Words of every `$ advdiff ...` line."""
     lines = [line.split("#")[0] for line in text.splitlines()]
-    return [line.split()[1:] for line in lines if re.match(rf"\$ {PROGRAM} ", line)]
+    return [line.split()[2:] for line in lines if re.match(rf"\$ {PROGRAM} ", line)]
 
 
 @pytest.mark.parametrize("text", blocks("toml"))

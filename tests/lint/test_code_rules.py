@@ -119,30 +119,6 @@ def test_no_source_unpickles_or_runs_code_from_data() -> None:
     none_of(found)
 
 
-def test_every_setting_has_help() -> None:
-    """Each key of a Settings class is declared by `setting(..., help="one line")`."""
-    found = []
-    for path in SOURCES:
-        for node in nodes(path):
-            if not isinstance(node, ast.ClassDef):
-                continue
-            if not {"settings", "settings_class"} & {ast.unparse(d) for d in node.decorator_list}:
-                continue
-            found += [
-                f"{place(path, field)}: {ast.unparse(field.target)}"
-                for field in node.body
-                if isinstance(field, ast.AnnAssign) and not declares_help(field.value)
-            ]
-    none_of(found)
-
-
-def declares_help(value: ast.expr | None) -> bool:
-    """True for a call with `help=<text on one line>`."""
-    keywords = value.keywords if isinstance(value, ast.Call) else []
-    texts = [ast.unparse(keyword.value) for keyword in keywords if keyword.arg == "help"]
-    return bool(texts) and texts[0] not in {"''", '""'} and "\\n" not in texts[0]
-
-
 def test_public_functions_state_the_shapes_of_their_tensors() -> None:
     """A public function with a Tensor parameter gives a bracketed shape in its docstring.
 
@@ -208,7 +184,6 @@ def test_every_fault_code_has_a_test() -> None:
         (test_no_source_unpickles_or_runs_code_from_data, "x = torch.load(y)"),
         (test_no_source_unpickles_or_runs_code_from_data, "x = eval(y)"),
         (test_step_never_waits_for_the_device, "x = y.item()"),
-        (test_every_setting_has_help, "@settings\nclass S:\n    x: int = setting(1)"),
         (test_every_fault_code_has_a_test, "raise DataError('x', code='D' '98')"),
         (test_public_functions_state_the_shapes_of_their_tensors, "def f(x: Tensor): 'No.'"),
         (test_functions_stay_readable, "def f():\n" + "    x = 1\n" * 60),

@@ -25,7 +25,7 @@ VIOLATIONS = {
     "Core: components use public modules alone": (
         "advdiff_core/backbones/unet.py", "import advdiff_core.step.plan",
     ),
-    "Core: settings, recipes, discovery and command line load without torch": (
+    "Core: settings, recipes and discovery know no torch": (
         "advdiff_core/errors.py", "import torch",
     ),
     "Core: nothing imports the test helpers": (

@@ -1,0 +1,43 @@
+"""Rules that every installed component keeps, read off the classes themselves."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from advdiff_core.cli.settings_text import description, keys_of
+from advdiff_core.discovery import KINDS, Catalogue, Entry, scan
+from advdiff_core.recipe.schema import TABLES
+
+CATALOGUE: Catalogue = scan()
+ENTRIES = [
+    pytest.param(entry, id=f"{kind}-{entry.name}")
+    for kind in KINDS
+    for entry in CATALOGUE.of_kind(kind)
+    if entry.distribution.startswith("advdiff-")
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_components_explain_themselves(entry: Entry) -> None:
+    """A component has a one-line summary of its own, and each of its keys a line of help."""
+    cls = CATALOGUE.load(entry)
+    summary = description(cls).split("\n")[0]
+    assert summary.endswith("."), f"{entry.qualified}: the docstring does not open with a sentence"
+    silent = [] if cls.variants else [key.key for key in keys_of(cls.Settings) if not key.help]
+    assert silent == []
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_components_are_final(entry: Entry) -> None:
+    """A component is a concrete class and nobody subclasses it."""
+    cls = CATALOGUE.load(entry)
+    assert not inspect.isabstract(cls)
+    assert cls.__subclasses__() == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_recipe_tables_explain_themselves(name: str) -> None:
+    """Each of the recipe's own keys has a line of help."""
+    assert [key.key for key in keys_of(TABLES[name].cls) if not key.help] == []
