@@ -56,7 +56,7 @@ class NoiseSchedule(Component):
         """Noise standard deviation at `t` [B] (any shape)."""
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """`log(alpha^2 / sigma^2)` at `t`; strictly decreasing in t."""
+        """`log(alpha^2 / sigma^2)` at `t` [B] (any shape); strictly decreasing in t."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class NoiseSchedule(Component):
         return self.snap(self.t_min + share * (self.t_max - self.t_min))
 
     def snap(self, t: Tensor) -> Tensor:
-        """The nearest training time of a discrete schedule; `t` itself on a continuous one."""
+        """The training time nearest to `t` [B] (any shape); `t` itself on a continuous schedule."""
         if self.num_steps is None:
             return t
         steps = max(self.num_steps - 1, 1)
@@ -94,7 +94,7 @@ class NoiseSchedule(Component):
         return self.t_min + ((t - self.t_min) / unit).round().clamp(0, steps) * unit
 
     def c_noise(self, t: Tensor) -> Tensor:
-        """Default noise-level input of networks: time on `[0, 1000]`, in the dtype of `t`."""
+        """Default noise-level input of networks at `t` [B]: time on `[0, 1000]`, in its dtype."""
         return 1000.0 * t / self.t_max
 
     def c_noise_range(self) -> tuple[float, float]:
