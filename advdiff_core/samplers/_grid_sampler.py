@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
 
-from advdiff_core.errors import ContractError
+from advdiff_core.errors import ContractError, Fault, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.sampler import Denoise, ImageDraws, Sampler, Samples
 from advdiff_core.math import grids
@@ -48,18 +48,25 @@ class GridSampler(Sampler):
         super().__init__(settings, build)
         if build.schedule is None:
             message = f"sampler {type(self).__name__} needs a noise schedule, the recipe has none"
-            raise ContractError(message, where=build.path, fix="add a [schedule] table")
+            self._refuse("use", message, "add a [schedule] table")
         self.schedule = build.schedule
         self._clip = self._domain() if settings.clip_x0 else None
 
     def _domain(self) -> Domain:
         domain = self.build.data.domain if self.build.data else None
         if domain is None:
-            message = "clip_x0 = true for data that has no domain to clip to"
-            raise ContractError(
-                message, where=self.build.path, fix="set clip_x0 = false, or data.domain"
-            )
+            message = "found true for data that has no domain to clip to"
+            self._refuse("clip_x0", message, "set it to false, or set data.domain")
         return domain
+
+    def _refuse(self, key: str, message: str, fix: str) -> NoReturn:
+        """Refuse a recipe whose parts do not fit.
+
+        Raises:
+            RecipeError: Always, R10.
+        """
+        where = f"{self.build.path}.{key}" if self.build.path else key
+        raise RecipeError([Fault(code="R10", key=where, message=message, fix=fix)])
 
     def grid(self) -> Tensor:
         """Times [steps + 1], float64, from t_max down to the schedule's noiseless end."""

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from advdiff_core.draws import SeedDraws
-from advdiff_core.errors import ContractError
+from advdiff_core.errors import ContractError, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.sampler import all_steps
 from advdiff_core.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun
@@ -348,20 +348,33 @@ def test_a_gradient_step_that_does_not_exist_is_refused(world):
         )
 
 
-def test_a_sampler_without_schedule_is_refused():
-    """The message names the table to add."""
-    with pytest.raises(ContractError, match="sampler DDIM needs a noise schedule") as caught:
-        DDIM(DDIM.Settings(), Build(path="sample"))
-    assert caught.value.fix == "add a [schedule] table"
+def refused(make):
+    """The one fault of a refused recipe."""
+    with pytest.raises(RecipeError) as caught:
+        make()
+    (fault,) = caught.value.faults
+    return fault.code, fault.key, fault.message, fault.fix
 
 
-def test_clip_x0_without_a_domain_is_refused(world):
-    """Points have no range to clip to; the message says what to set."""
-    with pytest.raises(ContractError, match="clip_x0 = true for data that has no domain") as caught:
-        world.build(DDPM, world.schedules["flow"], clip_x0=True)
-    assert caught.value.fix == "set clip_x0 = false, or data.domain"
-    with pytest.raises(ContractError, match="no domain"):
-        DDPM(DDPM.Settings(clip_x0=True), Build(schedule=world.schedules["flow"]))
+def test_a_sampler_without_schedule_is_refused_as_r10():
+    """The message names the sampler, the mend the table to add."""
+    assert refused(lambda: DDIM(DDIM.Settings(), Build(path="sample"))) == (
+        "R10",
+        "sample.use",
+        "sampler DDIM needs a noise schedule, the recipe has none",
+        "add a [schedule] table",
+    )
+
+
+def test_clip_x0_without_a_domain_is_refused_as_r10(world):
+    """Points have no range to clip to; the mend says what to set."""
+    schedule = world.schedules["flow"]
+    wanted = ("found true for data that has no domain to clip to",
+              "set it to false, or set data.domain")  # fmt: skip
+    found = refused(lambda: world.build(DDPM, schedule, clip_x0=True))
+    assert found == ("R10", "sample.clip_x0", *wanted)
+    found = refused(lambda: DDPM(DDPM.Settings(clip_x0=True), Build(schedule=schedule)))
+    assert found == ("R10", "clip_x0", *wanted)
 
 
 def test_all_steps_lists_every_step():
