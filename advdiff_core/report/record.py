@@ -54,6 +54,7 @@ class RunRecord:
         rows: Lines of the log, oldest first.
         evaluation: Content of `evaluation.json`: metrics, protocols, nimg; empty if there is none.
         checkpoints: Images seen of each complete checkpoint, newest first.
+        plan: Passes per step, as `advdiff plan --json` gives them; empty if they were not stored.
         provenance: Versions and hardware, from the newest checkpoint.
         pictures: Pictures, oldest first.
         holder: Who is running in it; "" if nobody is.
@@ -66,6 +67,7 @@ class RunRecord:
     rows: tuple[Mapping[str, Any], ...]
     evaluation: Mapping[str, Any]
     checkpoints: tuple[int, ...]
+    plan: Mapping[str, Any]
     provenance: Mapping[str, Any]
     pictures: tuple[Picture, ...]
     holder: str
@@ -130,7 +132,8 @@ def read_record(folder: Path) -> RunRecord:
         recipe=tables,
         lock=lock if isinstance(lock, dict) else {},
         rows=attempt(lambda: tuple(_rows(run)), ()),
-        evaluation=attempt(lambda: _evaluation(run), {}),
+        evaluation=attempt(lambda: _json(run, "evaluation.json"), {}),
+        plan=attempt(lambda: _json(run, "plan.json"), {}),
         checkpoints=tuple(_checkpoints(run, problems)),
         provenance=attempt(lambda: _provenance(run), {}),
         pictures=tuple(_pictures(run)),
@@ -151,13 +154,13 @@ def _rows(run: RunDir) -> list[dict[str, Any]]:
     return read_metrics(run.metrics) if run.metrics.exists() else []
 
 
-def _evaluation(run: RunDir) -> dict[str, Any]:
-    path = run.resolve("evaluation.json")
+def _json(run: RunDir, name: str) -> dict[str, Any]:
+    path = run.resolve(name)
     if not path.exists():
         return {}
     found = strict_json.loads(read_bytes(path, limit=MAX_JSON), where=str(path))
     if not isinstance(found, dict):
-        raise DataError("is not an evaluation", code="S15", where=str(path))
+        raise DataError("is not a JSON object", code="S15", where=str(path))
     return found
 
 

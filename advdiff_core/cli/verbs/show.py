@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +137,12 @@ def _show_recipe(tables: Mapping[str, Any], as_json: bool) -> None:
 
 
 def _show_difference(first: Path, second: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    from advdiff_core.report.compare import flat
+
     # A run holds every default; a recipe is filled in to compare like with like.
     filled = first.is_dir() != second.is_dir()
     old, new = (
-        dict(_flat(_resolved(path, overrides) if filled else _tables(path, overrides)))
+        dict(flat(_resolved(path, overrides) if filled else _tables(path, overrides)))
         for path in (first, second)
     )
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
@@ -151,14 +153,6 @@ def _show_difference(first: Path, second: Path, overrides: tuple[str, ...], as_j
     else:
         rows = [(key, _shown(old, key), _shown(new, key)) for key in keys]
         emit(table(rows, ("key", str(first), str(second))))
-
-
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tables.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
