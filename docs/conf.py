@@ -23,7 +23,7 @@ exclude_patterns = ["_build", "reference/README.md"]
 templates_path: list[str] = []
 
 # Docstrings are Google style; `x` in them is code, and types stay in the annotations.
-default_role = "code"
+default_role = "literal"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
