@@ -1,12 +1,16 @@
 """Adversarial training meets diffusion models: interfaces, engine and command line.
 
-The public surface is resolved on first use, so that `import advdiff_core` loads neither torch nor a plugin.
+The public surface is resolved on first use, so that `import advdiff_core` loads neither torch nor
+a plugin.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
+
+# Not lazily: the submodule of the same name would hide the decorator once anybody had imported it.
+from advdiff_core.settings import Spec, setting, settings
 
 __version__ = "0.1.0"
 
@@ -15,10 +19,10 @@ _PUBLIC = {
         "AdvdiffError", "ContractError", "DataError", "Fault", "NumericsError", "PluginError",
         "RecipeError", "StorageError", "UsageError",
     ),
-    "advdiff_core.settings": ("Spec", "setting", "settings"),
     "advdiff_core.draws": ("Draws", "SeedDraws"),
     "advdiff_core.types": (
-        "Batch", "Budget", "Cost", "DataInfo", "Domain", "Noised", "Prediction", "TapInfo", "expand",
+        "Batch", "Budget", "Cost", "DataInfo", "Domain", "Noised", "Prediction", "TapInfo",
+        "expand",
     ),
     "advdiff_core.interfaces.alignment_target": ("AlignmentTarget",),
     "advdiff_core.interfaces.attack": ("Attack", "Victim"),
@@ -39,7 +43,7 @@ _PUBLIC = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["Spec", "__version__", "setting", "settings", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
