@@ -1,15 +1,52 @@
-"""Shared by all tests: Hypothesis profiles and one torch thread."""
+"""Shared by all tests: Hypothesis profiles, one torch thread and toy distributions."""
 
+import importlib
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Helpers beside this file can be imported by tests in any folder below.
+sys.path.insert(0, str(Path(__file__).parent))
+from helpers_dists import Site
+
 torch.set_num_threads(1)
 settings.register_profile(
-    "ci", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+    "ci",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("dev", deadline=None, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """An empty folder on `sys.path` to write distributions into."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    made = Site(folder)
+    yield made
+    made.forget()
+    importlib.invalidate_caches()
+
+
+@pytest.fixture(scope="session")
+def toy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A folder on `sys.path` with toy components of every kind, in the name of the core."""
+    folder = tmp_path_factory.mktemp("toy_site")
+    sys.path.insert(0, str(folder))
+    made = Site(folder)
+    made.toy_core()
+    yield made
+    sys.path.remove(str(folder))
+    made.forget()

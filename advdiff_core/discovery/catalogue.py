@@ -29,6 +29,10 @@ _GROUP = re.compile(r"advdiff\.v(?P<contract>\d{1,6})\.(?P<kind>[A-Za-z0-9_]+)")
 _VALUE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 
 
+#: Contract version of an entry whose group names none.
+NO_CONTRACT = -1
+
+
 class UnknownComponentError(PluginError):
     """No installed distribution offers the component."""
 
@@ -43,7 +47,7 @@ class Entry:
         value: Where the class is, `module:Class`.
         distribution: Distribution that offers it.
         version: Version of that distribution.
-        contract: Contract version it was made for; 0 if its group names none.
+        contract: Contract version it was made for; -1 if its group names none.
         error: Why it cannot be used; "" if nothing is known against it.
         warning: What a user should know although it can be used.
     """
@@ -108,7 +112,7 @@ def _broken(distribution: Installed, problem: str) -> Entry:
         value="",
         distribution=distribution.name,
         version=distribution.version,
-        contract=0,
+        contract=NO_CONTRACT,
         error=escape(problem),
     )
 
@@ -116,7 +120,7 @@ def _broken(distribution: Installed, problem: str) -> Entry:
 def _entry(distribution: Installed, line: Declaration) -> Entry:
     match = _GROUP.fullmatch(line.group)
     kind = match["kind"] if match else escape(line.group)
-    contract = int(match["contract"]) if match else 0
+    contract = int(match["contract"]) if match else NO_CONTRACT
     return Entry(
         kind=kind,
         name=escape(line.name, limit=100),
@@ -130,7 +134,7 @@ def _entry(distribution: Installed, line: Declaration) -> Entry:
 
 def _entry_error(line: Declaration, kind: str, contract: int) -> str:
     """Why a declared entry can never be used, "" if it may be."""
-    if not contract:
+    if contract == NO_CONTRACT:
         return f"group {escape(line.group)!r} is not advdiff.v{CONTRACT}.<kind>"
     if contract != CONTRACT:
         return (
@@ -322,7 +326,7 @@ def _clash(kind: str, use: str, found: list[Entry]) -> PluginError:
 
 def _unusable(entry: Entry) -> PluginError:
     message = f"{entry.kind} {entry.name!r} of {entry.owner} cannot be used: {entry.error}"
-    if entry.contract not in (0, CONTRACT):
+    if entry.contract not in (NO_CONTRACT, CONTRACT):
         newer = entry.contract > CONTRACT
         what = "advdiff-core" if newer else entry.distribution
         return PluginError(message, code="P08", fix=f"upgrade {what}")

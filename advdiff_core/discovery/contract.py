@@ -66,7 +66,8 @@ def _check_settings(cls: Any, owner: type[Any], above: tuple[type[Any], ...]) ->
     for one in attrs.fields(cls):
         if one.init:
             _check_field(one, hints[one.name], owner, (*above, cls))
-    _check_defaults(cls)
+            _check_default(cls, one, hints[one.name])
+    _check_together(cls)
 
 
 def _check_field(
@@ -113,16 +114,42 @@ def _check_type(name: str, hint: Any) -> list[type[Any]]:
     raise BrokenSettingsError(message)
 
 
-def _check_defaults(cls: type[Any]) -> None:
-    """Defaults must pass the class's own validators, whatever the other keys are."""
-    for one in attrs.fields(cls):
-        if one.default is attrs.NOTHING or not one.init:
-            continue
-        value = _default_of(cls, one)
-        complaint = bounds_text(one.metadata, value)
-        if complaint:
-            message = f"the default of {one.name} is not valid: {complaint}"
-            raise BrokenSettingsError(message)
+def _check_default(cls: type[Any], one: attrs.Attribute[Any], hint: Any) -> None:
+    """A default has the type of its field and keeps its bounds."""
+    if one.default is attrs.NOTHING or getattr(one.default, "takes_self", False):
+        return
+    value = _default_of(cls, one)
+    complaint = bounds_text(one.metadata, value)
+    if not _fits(value, hint):
+        complaint = f"{escape(repr(value), limit=40)} is no {type_name(hint)}"
+    if complaint:
+        message = f"the default of {one.name} is not valid: {complaint}"
+        raise BrokenSettingsError(message)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """True if a default has the type that a recipe's value would get."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        wanted = (parts[0],) * len(value) if parts[-1] is ... else parts
+        return len(wanted) == len(value) and all(map(_fits, value, wanted))
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(inner, parts[1]) for inner in value.values()
+        )
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint if hint in (bool, int, str) else isinstance(value, hint)
+
+
+def _check_together(cls: type[Any]) -> None:
+    """Where every key has a default, the defaults pass the class's own validators."""
     if all(one.default is not attrs.NOTHING for one in attrs.fields(cls) if one.init):
         try:
             cls()
@@ -133,10 +160,8 @@ def _check_defaults(cls: type[Any]) -> None:
 
 def _default_of(cls: type[Any], one: attrs.Attribute[Any]) -> Any:
     default: Any = one.default
-    if type(default).__name__ != "Factory":
+    if not hasattr(default, "takes_self"):
         return default
-    if default.takes_self:
-        return None
     try:
         return default.factory()
     except Exception as error:

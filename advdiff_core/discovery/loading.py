@@ -116,12 +116,13 @@ def _with_line(cause: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError) or error.__traceback__ is None:
         return cause
     frames = inspect.getinnerframes(error.__traceback__, context=0)
-    return f"{cause} ({frames[-1].filename}:{frames[-1].lineno})" if frames else cause
+    own = [one for one in frames if not one.filename.startswith("<") and one.filename != __file__]
+    return f"{cause} ({own[-1].filename}:{own[-1].lineno})" if own else cause
 
 
 def _fix_import(error: BaseException, owner: str) -> str:
     distribution = owner.split(" ")[0]
-    if isinstance(error, ModuleNotFoundError) and error.name:
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
         return f"install {escape(error.name, limit=80)!r}, or reinstall {distribution}"
     return f"reinstall or upgrade {distribution}, or leave it out of the recipe"
 
