@@ -53,16 +53,46 @@ class GaussianNoise(Corruption):
         """Keys of `use = "gaussian"`."""
 
         fraction: float = _fraction("that get noise")
-        std: float = setting(help="standard deviation, in units of the data's range", ge=0)
+        std: float = setting(help="standard deviation, in units of the data's values", ge=0)
+        direction: tuple[float, ...] = setting(
+            (), help="noise acts along this vector (of any length) alone; empty: along every axis"
+        )
         seed: int = _seed()
+
+        def __attrs_post_init__(self) -> None:
+            if self.direction and not any(self.direction):
+                message = "direction: all numbers are 0"
+                raise ValueError(message)
 
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
         self._damage = _Damage("gaussian", settings, build, _normal)
+        self._along = self._unit_direction()
+
+    def _unit_direction(self) -> Tensor | None:
+        direction, data = self.settings.direction, self.build.data
+        if not direction:
+            return None
+        assert data is not None, "a corruption is built after its dataset"
+        if data.shape != (len(direction),):
+            fault = Fault(
+                code="R10",
+                key=f"{self.build.path}.direction",
+                message=f"found {len(direction)} numbers, the data have shape {list(data.shape)}",
+                fix="give one number per coordinate of a point",
+            )
+            raise RecipeError([fault])
+        return torch.nn.functional.normalize(torch.tensor(direction, dtype=torch.float64), dim=0)
 
     def corrupt(self, x: Tensor, indices: Tensor) -> Tensor:
         """Noised copies; see `Corruption.corrupt`."""
-        return self._damage.blend(x, indices, lambda hit, z: hit + self.settings.std * z)
+        return self._damage.blend(x, indices, self._add)
+
+    def _add(self, x: Tensor, z: Tensor) -> Tensor:
+        if self._along is not None:
+            # The first number of a sample is its distance along the direction.
+            z = z[:, :1] * self._along.to(z)
+        return x + self.settings.std * z
 
     def affected(self, indices: Tensor) -> Tensor:
         """See `Corruption.affected`."""

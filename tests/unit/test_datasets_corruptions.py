@@ -114,6 +114,32 @@ def test_gaussian_noise_has_the_stated_moments():
     assert torch.equal(again.double(), noise)
 
 
+def test_gaussian_noise_acts_along_its_direction_alone():
+    """Noise is std times the unit vector, and nothing across it."""
+    settings = GaussianNoise.Settings(std=0.1, direction=(1.0, 1.0, -2.0))
+    every = torch.arange(COUNT)
+    noise = GaussianNoise(settings, POINTS).corrupt(torch.zeros(COUNT, 3), every).double()
+    unit = torch.tensor([1.0, 1.0, -2.0], dtype=torch.float64) / 6**0.5
+    along = noise @ unit
+    torch.testing.assert_close(noise, along[:, None] * unit, rtol=1e-5, atol=1e-6)
+    assert abs(float(along.std()) - 0.1) < 0.02
+
+
+@pytest.mark.parametrize("build", [POINTS, IMAGES])
+def test_gaussian_refuses_a_direction_of_another_length(build):
+    """One number per coordinate is wanted; images have none."""
+    settings = GaussianNoise.Settings(std=0.1, direction=(1.0, 0.0))
+    with pytest.raises(RecipeError, match="found 2 numbers, the data have shape") as caught:
+        GaussianNoise(settings, build)
+    assert caught.value.faults[0].key == "data.corrupt[0].direction"
+
+
+def test_gaussian_refuses_a_direction_of_zeros():
+    """A direction has a length."""
+    with pytest.raises(ValueError, match="direction: all numbers are 0"):
+        GaussianNoise.Settings(std=0.1, direction=(0.0, 0.0))
+
+
 def test_large_data_keep_no_draws(monkeypatch):
     """Above the limit nothing is kept, so that memory does not grow with the data."""
     monkeypatch.setattr(corruptions, "KEEP_BYTES", 4 * COUNT * 128 - 1)
