@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
+
+from attrs import evolve
 
 from advdiff_core.engine.assemble import Experiment
 from advdiff_core.engine.checkpoint import Checkpoint, load, newest_valid
@@ -44,7 +47,7 @@ def newest(
     if path is None and skipped:
         message = f"all {len(skipped)} checkpoints are damaged"
         raise DataError(message, code="S01", where=str(rundir.path), fix="start a new run")
-    saved = load(path, rank=world.rank) if path else None
+    saved = _load(path, world) if path else None
     digests = world.gather(saved.digest if saved else "")
     if len(set(digests)) > 1:
         message = "the processes found different checkpoints"
@@ -53,6 +56,17 @@ def newest(
         _same_data(saved, facts, rundir)
         _announce(saved, facts, world)
     return saved
+
+
+def _load(path: Path, world: World) -> Checkpoint:
+    """The checkpoint with this process's own state; on another world size that part starts empty.
+
+    Draws and data order depend on no process, so only the running means of an unfinished log tick are lost.
+    """
+    saved = load(path)
+    if saved.world != world.size:
+        return evolve(saved, rank_state={"stats": {}})
+    return saved if world.rank == 0 else load(path, rank=world.rank)
 
 
 def _same_recipe(rundir: RunDir, experiment: Experiment) -> None:

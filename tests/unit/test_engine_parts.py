@@ -84,7 +84,13 @@ class Counting(Dataset):
 
     def __init__(self, count=10, bad=(), low=-1.0, value=None, labels=None):
         super().__init__(self.Settings(), Build())
-        self.count, self.bad, self.low, self.value, self.labels = count, set(bad), low, value, labels
+        self.count, self.bad, self.low, self.value, self.labels = (
+            count,
+            set(bad),
+            low,
+            value,
+            labels,
+        )
 
     @property
     def info(self):
@@ -94,7 +100,11 @@ class Counting(Dataset):
         for index in indices.tolist():
             if index in self.bad:
                 raise DataError(f"sample {index} is broken", code="D02", where="data")
-        x = indices.float()[:, None] / self.count if self.value is None else self.value.expand(len(indices), 1)
+        x = (
+            indices.float()[:, None] / self.count
+            if self.value is None
+            else self.value.expand(len(indices), 1)
+        )
         return Batch(x, indices % 3 if self.labels is None else self.labels.expand(len(indices)))
 
     def fingerprint(self):
