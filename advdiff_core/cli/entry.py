@@ -11,8 +11,14 @@ import click
 from click import shell_completion
 
 from advdiff_core.cli.app import PROGRAM, Site, app
-from advdiff_core.cli.crash import write_crash_log
-from advdiff_core.errors import AdvdiffError, PluginError, StorageError, UsageError, one_line
+from advdiff_core.errors import (
+    AdvdiffError,
+    PluginError,
+    StorageError,
+    UsageError,
+    escape,
+    one_line,
+)
 from advdiff_core.hooks.terminal import say
 
 __all__ = ["main"]
@@ -72,15 +78,21 @@ def _explain_known(error: AdvdiffError, site: Site) -> int:
     for line in error.lines():
         say(line)
     if isinstance(error, PluginError) and error.__cause__ is not None:
-        say(str(write_crash_log(error, site.folder)))
+        say(_crash_log(error, site))
     return error.exit_code
 
 
 def _bug(error: BaseException, site: Site) -> int:
     message = f"this is a bug in advdiff: {type(error).__name__}: {error}"
     say(one_line(message, code=str(BUG), fix="please report it with this file:"))
-    say(str(write_crash_log(error, site.folder)))
+    say(_crash_log(error, site))
     return BUG
+
+
+def _crash_log(error: BaseException, site: Site) -> str:
+    from advdiff_core.cli.crash import write_crash_log
+
+    return escape(write_crash_log(error, site.folder), limit=4096)
 
 
 def _usage(error: click.ClickException) -> UsageError:

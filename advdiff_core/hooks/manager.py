@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from advdiff_core.errors import AdvdiffError, StorageError, escape, nearest
+from advdiff_core.errors import AdvdiffError, PluginError, StorageError, escape, nearest
 from advdiff_core.hooks.specs import NAMES, PROJECT, Section, new_manager
 from advdiff_core.hooks.terminal import say
 
@@ -236,7 +236,11 @@ def _read_only(value: object) -> object:
 
 
 def _warning(name: str, owner: str, event: str, error: BaseException, what: str) -> str:
-    named = not isinstance(error, AdvdiffError)
-    cause = f"{type(error).__name__}: {escape(error)}" if named else escape(error)
+    if isinstance(error, PluginError):
+        # The guard around an import has said already who failed.
+        return f"advdiff: warning: {escape(error.message, limit=600)} - {what}"
+    plain = isinstance(error, AdvdiffError)
+    kind = "" if plain else type(error).__name__
+    cause = ": ".join(part for part in (kind, escape(error)) if part)
     who = f"{PROJECT} hook {escape(name)!r} ({owner})"
     return f"advdiff: warning: {who} failed in {event}: {cause} - {what}"

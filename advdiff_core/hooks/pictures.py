@@ -134,7 +134,7 @@ def _views(cloud: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64]]]:
         return [("value, against nothing", np.array([[1.0, 0.0]]))]
     if size == 2:
         return [("x (right), y (up)", np.eye(2))]
-    finite = cloud[np.isfinite(cloud).all(axis=1)]
+    finite = _finite(cloud)
     _, _, axes = np.linalg.svd(finite - finite.mean(axis=0), full_matrices=True)
     largest = np.abs(axes).argmax(axis=1)
     axes = axes * np.sign(axes[np.arange(size), largest])[:, None]
@@ -142,9 +142,15 @@ def _views(cloud: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64]]]:
     return [(names.format(1, other + 1), axes[[0, other]].T) for other in (1, 2)]
 
 
+def _finite(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The points without NaN and infinity; the origin if there are none."""
+    finite = points[np.isfinite(points).all(axis=1)]
+    return finite if len(finite) else np.zeros((1, points.shape[1]))
+
+
 def _limits(flat: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Centre and half width of a square that holds nearly all points, outliers left out."""
-    finite = flat[np.isfinite(flat).all(axis=1)]
+    finite = _finite(flat)
     low, high = np.percentile(finite, [1, 99], axis=0)
     return (low + high) / 2, float(max((high - low).max() * 0.65, 1e-6))
 
