@@ -34,7 +34,7 @@ def choose_micro_batch(experiment: Experiment, local_batch: int) -> int:
     most = int(room / max(saved_bytes_per_image(experiment), 1))
     if most >= local_batch:
         return local_batch
-    return max(most // BLOCK * BLOCK, 1)
+    return max(most // BLOCK * BLOCK or most, 1)
 
 
 def available_bytes(device: torch.device) -> int:
@@ -49,7 +49,11 @@ def available_bytes(device: torch.device) -> int:
 
 def saved_bytes_per_image(experiment: Experiment) -> float:
     """Bytes that autograd keeps per image for the backward of one step, parameters left out."""
-    parameters = {p.untyped_storage().data_ptr() for r in experiment.scene.roles.values() for p in r.module.parameters()}
+    parameters = {
+        parameter.untyped_storage().data_ptr()
+        for role in experiment.scene.roles.values()
+        for parameter in role.module.parameters()
+    }
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -61,12 +65,13 @@ def saved_bytes_per_image(experiment: Experiment) -> float:
     count = min(PROBE_IMAGES, experiment.source.info.count)
     batch = experiment.source.batch(torch.arange(count))
     place = experiment.scene.compute.place
+    x0, labels = place(batch.x), None if batch.y is None else place(batch.y)
     costs = {name: role.cost for name, role in experiment.scene.roles.items()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         for player in experiment.players:
             plan: Plan = experiment.fresh_plans.get(player.name, experiment.plan)
             where = Place(index=0, nimg=0, start=0, size=count, total=count)
-            step = TrainStep(experiment.scene, plan, place(batch.x), _labels(batch.y, place), where)
+            step = TrainStep(experiment.scene, plan, x0, labels, where)
             step.enter(player.phase(), [])
             for term in player.terms:
                 term.module(step)
@@ -74,6 +79,3 @@ def saved_bytes_per_image(experiment: Experiment) -> float:
         role.cost = costs[name]
     return sum(seen.values()) / count
 
-
-def _labels(y: Tensor | None, place) -> Tensor | None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    return None if y is None else place(y)
