@@ -83,6 +83,8 @@ def load_optimizer_state(
     """
     known = dict(named)
     order = _names_in_order(optimizer, known)
+    if not {"state", "groups", "shapes", "extra"} <= set(state):
+        raise DataError("is not the state of an optimizer", code="S12", where=where)
     _check_groups(optimizer, order, state, where)
     _check_shapes(known, state, where)
     index = {name: i for i, name in enumerate(name for group in order for name in group)}

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, field, frozen
+from attrs import asdict, define, field, frozen
 
 from advdiff_core.engine import manifest as layout
 from advdiff_core.engine import strict_json
@@ -81,6 +81,15 @@ class Saved:
     notes: tuple[str, ...] = ()
 
 
+@define(kw_only=True)
+class _Work:
+    """One save in progress on this process."""
+
+    nimg: int
+    content: Content | None = None
+    temp: Path | None = None
+
+
 @frozen(kw_only=True)
 class Store:
     """The checkpoints of one run.
@@ -110,14 +119,14 @@ class Store:
         Raises:
             StorageError: S03 or S04, the same on all processes; the temporary folder is removed.
         """
-        content: list[Content] = []
-        begun = self.ranks.agree(lambda: self._begin(nimg, content, make))
-        temp = self.root / begun[0]
+        work = _Work(nimg=nimg)
         try:
-            notes = self.ranks.agree(lambda: self._write_payloads(temp, content[0]))
-            ended = self.ranks.agree(lambda: self._finish(temp, nimg, content[0], notes))[0]
+            work.temp = self.root / self.ranks.agree(lambda: self._begin(work, make))[0]
+            notes = self.ranks.agree(lambda: self._write_payloads(work))
+            ended = self.ranks.agree(lambda: self._finish(work, notes))[0]
         except BaseException:
-            self._remove(temp)
+            if work.temp is not None:
+                self._remove(work.temp)
             raise
         return Saved(path=self.root / str(nimg), nimg=nimg, size=ended[0], notes=tuple(ended[1]))
 
@@ -138,45 +147,49 @@ class Store:
             self._discard(count, path)
         return [path for _, path in newer]
 
-    def _begin(self, nimg: int, content: list[Content], make: Callable[[], Content]) -> str:
+    def _begin(self, work: _Work, make: Callable[[], Content]) -> str:
         """Make the content, and on rank 0 the temporary folder, whose name is returned."""
-        content.append(make())
+        work.content = make()
         if self.ranks.rank:
             return ""
         make_dirs(self.root, fs=self.fs)
         self._sweep()
-        size = sum(payload.size for payload in content[0].files.values())
+        size = sum(payload.size for payload in work.content.files.values())
         check_free(self.root, size * self.ranks.world, fs=self.fs)
-        temp = self.root / f".tmp-{nimg}-{unique_tag()}"
+        temp = self.root / f".tmp-{work.nimg}-{unique_tag()}"
         with reported(temp, fs=self.fs):
             self.fs.make_dir(temp)
+        # Known before the others answer: should one of them have failed, it is removed.
+        work.temp = temp
         return temp.name
 
-    def _write_payloads(self, temp: Path, content: Content) -> dict[str, Any]:
+    def _write_payloads(self, work: _Work) -> dict[str, Any]:
         """Write the files of this process; returns what others must know of them."""
+        assert work.temp is not None
+        assert work.content is not None
         written: dict[str, Any] = {}
-        for name, payload in content.files.items():
-            with reported(temp / name, need=payload.size, fs=self.fs):
-                done = self.fs.write_file(temp / name, payload.chunks)
+        for name, payload in work.content.files.items():
+            with reported(work.temp / name, need=payload.size, fs=self.fs):
+                done = self.fs.write_file(work.temp / name, payload.chunks)
             written[name] = asdict(FileEntry(done.size, done.sha256, payload.tensors))
-        return {"files": written, "tree": content.rank_tree}
+        return {"files": written, "tree": work.content.rank_tree}
 
-    def _finish(
-        self, temp: Path, nimg: int, content: Content, notes: list[dict[str, Any]]
-    ) -> tuple[int, list[str]]:
+    def _finish(self, work: _Work, notes: list[dict[str, Any]]) -> tuple[int, list[str]]:
         """Seal and publish on rank 0, then remove what is too old."""
         if self.ranks.rank:
             return 0, []
+        assert work.temp is not None
+        assert work.content is not None
         state = {
-            **content.state,
+            **work.content.state,
             "format": layout.FORMAT,
-            "nimg": nimg,
+            "nimg": work.nimg,
             "ranks": [note["tree"] for note in notes],
             "world": self.ranks.world,
         }
         entries = {name: entry for note in notes for name, entry in note["files"].items()}
-        size = self._seal(temp, state, entries, finite=content.finite)
-        problems = self._publish(temp, self.root / str(nimg))
+        size = self._seal(work.temp, state, entries, finite=work.content.finite)
+        problems = self._publish(work.temp, self.root / str(work.nimg))
         return size, problems + self._rotate()
 
     def _seal(

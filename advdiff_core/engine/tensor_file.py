@@ -89,7 +89,9 @@ def chunks(tensors: Mapping[str, Tensor]) -> Iterator[Chunk]:
         tensor = tensors[name]
         if tensor.numel():
             plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            data = memoryview(plain.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            # Not reshape(-1): that keeps the odd stride a single element may have.
+            flat = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
+            data = memoryview(flat.numpy())  # type: ignore[arg-type]
             for start in range(0, len(data), _PIECE):
                 yield data[start : start + _PIECE]
 
