@@ -42,7 +42,7 @@ def sentence(record: RunRecord) -> str:
 def facts(record: RunRecord) -> list[tuple[str, str]]:
     """What ran, as name and value."""
     pairs = [*_recipe_facts(record.recipe), *_machine_facts(record), *_version_facts(record)]
-    return [(name, clean(value)) for name, value in pairs if value]
+    return [(clean(name), clean(value)) for name, value in pairs if value]
 
 
 def _recipe_facts(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -64,6 +65,7 @@ def render(records: Sequence[RunRecord], sections: Sections = _no_sections) -> s
     )  # fmt: skip
 
 
+@cache
 def _resource(name: str) -> str:
     return resources.files("advdiff_core.report").joinpath("templates", name).read_text("utf-8")
 
@@ -76,6 +78,7 @@ def _policy(style: str) -> str:
     )
 
 
+@cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(_resource),
