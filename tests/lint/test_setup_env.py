@@ -15,9 +15,9 @@ TOOLS = ("bash", "cat", "dirname", "flock", "mktemp", "mv", "rm")
 # Stands in for the interpreter of .venv: notes what pip is asked for, and is Python otherwise.
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
-    "-m pip install"*) echo "$@" >>{log}; exit "$(cat {status})" ;;
+    "-m pip install"*) echo "$@" >>"{log}"; exit "$(cat "{status}")" ;;
     *torchvision*) ;;
-    *) exec {python} "$@" ;;
+    *) exec "{python}" "$@" ;;
 esac
 """
 
