@@ -1,8 +1,9 @@
 """Random numbers keyed by what they are for, so that nothing else in a recipe can change them.
 
-A stream of a step is drawn in blocks of `BLOCK` consecutive samples of the global batch, each from its own
-generator keyed by (seed, step, stream, block). A rank or a micro-batch draws just the blocks it covers, so
-the numbers of a sample depend on neither world size, micro-batch size, nor on what else is drawn.
+A stream of a step is drawn in blocks of `BLOCK` consecutive samples of the global batch, each from
+its own generator keyed by (seed, step, stream, block). A rank or a micro-batch draws just the
+blocks it covers, so the numbers of a sample depend on neither world size, micro-batch size, nor on
+what else is drawn.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def permutation(count: int, *key: object) -> Tensor:
 class Draws:
     """Random numbers of one stream for the samples `[start, start + size)` of a global batch.
 
-    Every tensor asked for has the sample axis first and `size` rows. Successive calls give fresh numbers;
-    a new `Draws` with the same key begins again.
+    Every tensor asked for has the sample axis first and `size` rows. Successive calls give fresh
+    numbers; a new `Draws` with the same key begins again.
 
     Args:
         key: Words that name the stream, for example `(seed, step, "noise")`.
@@ -45,7 +46,13 @@ class Draws:
     """
 
     def __init__(
-        self, key: tuple[object, ...], *, start: int, size: int, total: int, device: torch.device | str
+        self,
+        key: tuple[object, ...],
+        *,
+        start: int,
+        size: int,
+        total: int,
+        device: torch.device | str,
     ) -> None:
         self.key = key
         self.start = start
@@ -54,7 +61,8 @@ class Draws:
         self.device = torch.device(device)
         first, last = start // BLOCK, (start + size - 1) // BLOCK
         self._generators = [
-            keyed_generator(*key, "block", block, device=self.device) for block in range(first, last + 1)
+            keyed_generator(*key, "block", block, device=self.device)
+            for block in range(first, last + 1)
         ]
         self._offset = start - first * BLOCK
 
@@ -76,8 +84,8 @@ class Draws:
     def stratified(self) -> Tensor:
         """Uniform numbers [size], float64, one in each of the `total` equal strata of [0, 1).
 
-        Strata are dealt to the samples of the global batch by a keyed permutation, so any micro-batch sees
-        all noise levels, and across ranks each stratum is used once.
+        Strata are dealt to the samples of the global batch by a keyed permutation, so any
+        micro-batch sees all noise levels, and across ranks each stratum is used once.
         """
         deal = permutation(self.total, *self.key, "strata")[self.start : self.start + self.size]
         return (deal.to(self.device).double() + self.uniform((self.size,)).double()) / self.total
@@ -112,5 +120,7 @@ class SeedDraws:
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers `shape` = [B, ...], float32, row i from the seed of image i."""
         assert shape[0] == len(self._generators)
-        rows = [torch.randn(tuple(shape[1:]), generator=generator) for generator in self._generators]
+        rows = [
+            torch.randn(tuple(shape[1:]), generator=generator) for generator in self._generators
+        ]
         return torch.stack(rows).to(self.device)

@@ -1,7 +1,7 @@
 """Tensor carriers and small typed values shared by core and plugins.
 
-Shape letters: B batch, C channels, H W size, N tokens, D feature width. `[B, ...]` is `[B, C, H, W]`
-for images and `[B, D]` for points.
+Shape letters: B batch, C channels, H W size, N tokens, D feature width. `[B, ...]` is `[B, C, H,
+W]` for images and `[B, D]` for points.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Domain:
 
     @property
     def span(self) -> float:
-        """Width of the range: one `pixel` unit (a step of 1 on the [0, 1] scale) in these values."""
+        """Width of the range: one `pixel` unit (1 on the [0, 1] scale) in these values."""
         return self.high - self.low
 
 
@@ -121,8 +121,9 @@ class Budget(NamedTuple):
     Attributes:
         norm: Norm of the ball.
         radius: Radius per sample [B], or one float.
-        unit: What delta is added to. "image": to `x_t` as it is. "noise": to `eps`, so `x_t` moves by
-            `sigma * delta`. "pixel": to the input, radius counted on the [0, 1] scale of its domain.
+        unit: What delta is added to. "image": to `x_t` as it is. "noise": to `eps`, so `x_t` moves
+            by `sigma * delta`. "pixel": to the input, radius counted on the [0, 1] scale of its
+            domain.
     """
 
     norm: Norm
@@ -134,12 +135,14 @@ class Noised(NamedTuple):
     """Input of a network on one view.
 
     For a diffusion view `x_t = alpha(t) x0 + sigma(t) eps` holds unless a perturbation with a fixed
-    target moved `x_t` alone. For an image view `t`, `eps`, `alpha`, `sigma` are None and `x_t` is the image.
+    target moved `x_t` alone. For an image view `t`, `eps`, `alpha`, `sigma` are None and `x_t` is
+    the image.
 
     Attributes:
         x_t: Network input [B, ...].
         x0: Clean sample [B, ...].
-        eps: Noise that explains `x_t` [B, ...]; moves with the perturbation when the target follows it.
+        eps: Noise that explains `x_t` [B, ...]; moves with the perturbation when the target follows
+            it.
         t: Time [B], in the schedule's own range.
         alpha: Signal scale [B, 1, ...].
         sigma: Noise scale [B, 1, ...].
@@ -227,4 +230,6 @@ class Prediction(NamedTuple):
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
     """Reshape per-sample `values` [B] to broadcast over `like` [B, ...]."""
-    return values.reshape(-1, *([1] * (like.dim() - 1))).to(torch.promote_types(values.dtype, like.dtype))
+    return values.reshape(-1, *([1] * (like.dim() - 1))).to(
+        torch.promote_types(values.dtype, like.dtype)
+    )

@@ -77,14 +77,15 @@ def train(
     """Train by a recipe, or go on with a run.
 
     Args:
-        recipe: The checked recipe; when resuming, the one the run was started with, or one that differs in
-            keys that cannot change what was learnt so far.
+        recipe: The checked recipe; when resuming, the one the run was started with, or one that
+            differs in keys that cannot change what was learnt so far.
         out: Folder that the numbered run folder is made in; "runs" if None.
         resume: Run folder to go on with.
         hooks: Listeners.
 
     Raises:
-        NumericsError: If a loss or gradient is not finite; no weight has moved and a capsule was saved.
+        NumericsError: If a loss or gradient is not finite; no weight has moved and a capsule was
+            saved.
         Interrupted: If a signal asked to stop; everything is saved.
         AdvdiffError: For anything else that keeps it from training.
     """
@@ -112,7 +113,9 @@ def _train(  # noqa: PLR0913 - what a run is made of.
     hooks: Hooks,
     stop: StopFlag,
 ) -> RunResult:
-    trainer = Trainer(experiment, world=world, ticks=_ticks(experiment, world, rundir, hooks), stop=stop)
+    trainer = Trainer(
+        experiment, world=world, ticks=_ticks(experiment, world, rundir, hooks), stop=stop
+    )
     if saved is not None:
         trainer.load(saved.shared, saved.rank_state)
         trainer.ticks.saved = saved.nimg
@@ -130,7 +133,9 @@ def _train(  # noqa: PLR0913 - what a run is made of.
     return result
 
 
-def _finish(experiment: Experiment, rundir: RunDir, trainer: Trainer, *, redo: bool) -> dict[str, float]:
+def _finish(
+    experiment: Experiment, rundir: RunDir, trainer: Trainer, *, redo: bool
+) -> dict[str, float]:
     path = rundir.resolve(EVALUATION)
     if not redo and path.is_file():
         numbers: dict[str, float] = strict_json.loads(path.read_bytes(), where=str(path))["metrics"]
@@ -160,8 +165,8 @@ def _info(experiment: Experiment, rundir: RunDir, nimg: int) -> RunInfo:
     run = experiment.recipe.run
     return RunInfo(
         folder=rundir.path, name=run.name, images=run.images, batch=run.batch, nimg=nimg,
-        started=time.time(), device=str(experiment.scene.compute.device), data=experiment.source.info,
-        recipe=experiment.recipe.to_dict(), record=rundir.record,
+        started=time.time(), device=str(experiment.scene.compute.device),
+        data=experiment.source.info, recipe=experiment.recipe.to_dict(), record=rundir.record,
     )  # fmt: skip
 
 
@@ -256,7 +261,9 @@ class Trained:
         found = evaluate(self.experiment, self.rundir.path, self.nimg)
         path = self.rundir.resolve(EVALUATION)
         if path.is_file():
-            found["losses"] = strict_json.loads(path.read_bytes(), where=str(path)).get("losses", {})
+            found["losses"] = strict_json.loads(path.read_bytes(), where=str(path)).get(
+                "losses", {}
+            )
         self.rundir.write(EVALUATION, strict_json.dumps(found))
         numbers: dict[str, float] = found["metrics"]
         return numbers

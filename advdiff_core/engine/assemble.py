@@ -189,8 +189,8 @@ def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
         module.train(owner is not None)
         module.requires_grad_(owner is not None)
         roles[name] = Role(
-            name=name, info=info, module=module, owner=owner, wear=wear, run=_callable(module, model),
-            random=module.draws_random,
+            name=name, info=info, module=module, owner=owner, wear=wear, run=_callable(module,
+            model), random=module.draws_random,
         )  # fmt: skip
         models = {**maker.build.models, name: info}
         maker.build = evolve(maker.build, models=models, c_noise=c_noise)

@@ -18,8 +18,8 @@ def check_term(name: str, term: LossTerm, step: TrainStep) -> Tensor:
     """Run a term and hold it to its contract.
 
     Raises:
-        ContractError: P10 if the loss has the wrong type, shape, dtype or device, has no graph, was computed from an
-            undeclared query, or if a shared tensor was edited in place.
+        ContractError: P10 if the loss has the wrong type, shape, dtype or device, has no graph, was
+            computed from an undeclared query, or if a shared tensor was edited in place.
     """
     step.asked.clear()
     before = step.versions()
@@ -28,7 +28,9 @@ def check_term(name: str, term: LossTerm, step: TrainStep) -> Tensor:
     undeclared = [query for query in step.asked if query not in term.needs]
     if not complaint and undeclared:
         complaint = f"asked for {undeclared[0]!r}, which `needs` does not list"
-    edited = [query for query, version in step.versions().items() if before.get(query, version) != version]
+    edited = [
+        query for query, version in step.versions().items() if before.get(query, version) != version
+    ]
     if not complaint and edited:
         complaint = f"edited the value of {edited[0]!r} in place"
     if complaint:

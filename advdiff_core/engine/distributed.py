@@ -1,4 +1,4 @@
-"""The seam to torch.distributed: rank, gradient sync, agreement. One process needs no process group."""
+"""The seam to torch.distributed: rank, gradient sync, agreement. One process needs no group."""
 
 from __future__ import annotations
 
@@ -47,9 +47,12 @@ class World:
         return edges[self.rank], edges[self.rank + 1] - edges[self.rank]
 
     def sync_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum gradients over the processes, in one flat all-reduce per dtype; missing ones count as zero.
+        """Sum gradients over the processes, one flat all-reduce a dtype.
 
-        Every process reduces the same fixed list, so that none waits for a gradient another does not have.
+        Missing gradients count as zero.
+
+        Every process reduces the same fixed list, so that none waits for a gradient another does
+        not have.
         """
         if self.size == 1:
             return

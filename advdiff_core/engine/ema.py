@@ -15,8 +15,8 @@ class EmaRule:
 
     Attributes:
         rate: Decay per update, for example 0.999, reached over a warm-up `(1 + n) / (10 + n)`.
-        power: Relative width of the power-function profile of Karras et al. 2024 (EDM2, section 3.1), for
-            example 0.05; it needs no warm-up and is stated in images, not updates.
+        power: Relative width of the power-function profile of Karras et al. 2024 (EDM2, section
+            3.1), for example 0.05; it needs no warm-up and is stated in images, not updates.
         halflife: Images after which the weight of an old value has halved.
     """
 
@@ -72,7 +72,7 @@ class Ema:
         decay = self.rule.decay(updates=self.updates, nimg=nimg, batch=batch)
         shadow = [self.shadow[name] for name in self._parameters]
         values = [value.detach().float() for value in self._parameters.values()]
-        torch._foreach_lerp_(shadow, values, 1 - decay)  # noqa: SLF001 - torch's own EMA uses it.
+        torch._foreach_lerp_(shadow, values, 1 - decay)
         for name, value in self._buffers.items():
             self.shadow[name].copy_(value)
         self.updates += 1

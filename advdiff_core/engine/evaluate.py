@@ -102,8 +102,11 @@ def _samples(experiment: Experiment) -> SampleSet:
     sampled = generate(experiment, seeds, batch=settings.batch)
     bad = ~sampled.x0.flatten(1).isfinite().all(1)
     if bool(bad.any()):
-        message = f"{int(bad.sum())} of {len(bad)} samples are not finite, first seed {seeds[int(bad.nonzero()[0])]}"
-        raise NumericsError(message, code="E22", where="evaluate", fix="train longer or with a lower rate")
+        first = seeds[int(bad.nonzero()[0])]
+        message = f"{int(bad.sum())} of {len(bad)} samples are not finite, first seed {first}"
+        raise NumericsError(
+            message, code="E22", where="evaluate", fix="train longer or with a lower rate"
+        )
     return sampled
 
 

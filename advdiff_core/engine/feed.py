@@ -85,7 +85,8 @@ class Source:
         """Look at some samples before the run.
 
         Raises:
-            DataError: D03 for values that are not finite or outside the domain, or labels out of range.
+            DataError: D03 for values that are not finite or outside the domain, or labels out of
+                range.
         """
         batch = self._read(indices)
         rows = batch.x.flatten(1)
@@ -146,16 +147,16 @@ class Source:
 class Feed:
     """Batches in a keyed order: position p of the run reads index `perm(epoch)[p mod N]`.
 
-    Nothing is stored, so resuming needs the images seen and no more, and the order does not depend on the
-    number of processes, workers or micro-batches.
+    Nothing is stored, so resuming needs the images seen and no more, and the order does not depend
+    on the number of processes, workers or micro-batches.
 
     Args:
         source: The data.
         seed: Seed of the run.
         place: Moves samples to the device.
         stream: Name of the order; fresh players have their own.
-        workers: Threads that read the next batch while the networks run; 0 reads in between. Image decoding
-            leaves the interpreter to others, so threads do what processes would.
+        workers: Threads that read the next batch while the networks run; 0 reads in between. Image
+            decoding leaves the interpreter to others, so threads do what processes would.
     """
 
     def __init__(

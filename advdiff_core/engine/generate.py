@@ -61,8 +61,8 @@ def weights_of(experiment: Experiment, role: str, ema: int | None) -> dict[str, 
     Args:
         experiment: The run.
         role: Model role.
-        ema: Number of the average in the player's list; negative for the weights as trained; None for the
-            first average if there is one.
+        ema: Number of the average in the player's list; negative for the weights as trained; None
+            for the first average if there is one.
 
     Raises:
         UsageError: If the role has no such average.
@@ -115,7 +115,9 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
     with evaluation_mode(denoiser.module):
         for start in range(0, len(seeds), batch):
             chosen = None if labels is None else labels[start : start + batch]
-            x0, nfe = _chunk(experiment.scene, denoiser, weights, sampler, seeds[start : start + batch], chosen)
+            x0, nfe = _chunk(
+                experiment.scene, denoiser, weights, sampler, seeds[start : start + batch], chosen
+            )
             parts.append(x0)
     shape = experiment.scene.data.shape if experiment.scene.data else ()
     x0 = torch.cat(parts) if parts else torch.empty(0, *shape)
@@ -139,7 +141,8 @@ def _labels(seeds: Sequence[int], experiment: Experiment) -> Tensor | None:
     if not classes:
         return None
     draws = [
-        torch.randint(classes, (1,), generator=keyed_generator("image", seed, "label")) for seed in seeds
+        torch.randint(classes, (1,), generator=keyed_generator("image", seed, "label"))
+        for seed in seeds
     ]
     return torch.cat(draws) if draws else torch.empty(0, dtype=torch.int64)
 

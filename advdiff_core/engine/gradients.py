@@ -26,17 +26,18 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> T
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # noqa: SLF001
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if limit is not None:
         factor = torch.where(norm.isfinite(), (limit / (norm + 1e-12)).clamp(max=1.0), 1.0)
-        torch._foreach_mul_(gradients, factor)  # noqa: SLF001 - as torch's own clipping does.
+        torch._foreach_mul_(gradients, factor)
     return norm
 
 
 def refuse_non_finite(total: Tensor, norm: Tensor, player: Player, world: World) -> None:
     """Stop before the optimizer moves if the loss or a gradient is not finite.
 
-    The one host synchronisation of a turn: whether to step must be known on the host, by all processes.
+    The one host synchronisation of a turn: whether to step must be known on the host, by all
+    processes.
 
     Raises:
         NumericsError: N01 for a loss, N02 for a gradient (names the parameter).
@@ -49,7 +50,9 @@ def refuse_non_finite(total: Tensor, norm: Tensor, player: Player, world: World)
     if not bool(torch.isfinite(total)):
         message = f"the loss is {float(total)}; no weight has moved"
         raise NumericsError(message, code="N01", where=where, fix=fix)
-    names = [name for name, p in player.parameters if p.grad is not None and not p.grad.isfinite().all()]
+    names = [
+        name for name, p in player.parameters if p.grad is not None and not p.grad.isfinite().all()
+    ]
     found = names[0] if names else "another process"
     message = f"the gradient of {found} is not finite; no weight has moved"
     raise NumericsError(message, code="N02", where=where, fix=fix)

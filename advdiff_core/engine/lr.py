@@ -14,8 +14,9 @@ class LearningRate:
     """Factor on the optimizer's own rates.
 
     Attributes:
-        law: "constant", "linear" (to `final` at the end), "cosine" (to `final` at the end) or "inverse-sqrt"
-            (constant up to `reference` images, then falling as 1 / sqrt; Karras et al. 2024, EDM2).
+        law: "constant", "linear" (to `final` at the end), "cosine" (to `final` at the end) or
+            "inverse-sqrt" (constant up to `reference` images, then falling as 1 / sqrt;
+            Karras et al. 2024, EDM2).
         warmup: Images over which the rate rises linearly from 0.
         images: Images of the whole run.
         final: Factor at the end of "linear" and "cosine".

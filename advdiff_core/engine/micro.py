@@ -23,7 +23,7 @@ PROBE_IMAGES = 2
 
 
 def choose_micro_batch(experiment: Experiment, local_batch: int) -> int:
-    """Samples per micro-batch on this process: as given, or as many as fit in half of the free memory.
+    """Samples per micro-batch on this process: as given, or what half of the free memory holds.
 
     The need is counted, not tried: the bytes autograd saves for the backward of a 2-image step.
     """
@@ -78,4 +78,3 @@ def saved_bytes_per_image(experiment: Experiment) -> float:
     for name, role in experiment.scene.roles.items():
         role.cost = costs[name]
     return sum(seen.values()) / count
-

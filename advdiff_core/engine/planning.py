@@ -44,14 +44,19 @@ class PlanReport:
                 "input_backwards": cost.input_backwards,
                 "parameter_backwards": cost.parameter_backwards,
                 "average": dict(
-                    zip(("forwards", "input_backwards", "parameter_backwards"), self.average[name], strict=True)
+                    zip(
+                        ("forwards", "input_backwards", "parameter_backwards"),
+                        self.average[name],
+                        strict=True,
+                    )
                 ),
                 "parameters": self.parameters[name],
             }
             for name, cost in sorted(self.step.roles.items())
         }
         queries = [
-            {"query": query, "role": role, "forwards": count} for query, role, count in self.step.queries
+            {"query": query, "role": role, "forwards": count}
+            for query, role, count in self.step.queries
         ]
         return {"roles": roles, "queries": queries, "taps": self.taps, "players": self.players}
 
@@ -71,14 +76,17 @@ class PlanReport:
             lines.append(f"taps of {forward}: {', '.join(taps)}")
         lines.append("players:")
         for player in self.players:
+            models, terms = ", ".join(player["models"]), ", ".join(player["terms"])
             lines.append(
-                f"  {player['name']}: trains {', '.join(player['models'])} on {', '.join(player['terms'])}, "
+                f"  {player['name']}: trains {models} on {terms}, "
                 f"every {player['every']} steps, {_many(player['passes'], 'pass', 'passes')}"
             )
         return lines
 
 
-def step_cost(experiment: Experiment, *, index: int = 0, nimg: int | None = None, share: bool = True) -> StepCost:
+def step_cost(
+    experiment: Experiment, *, index: int = 0, nimg: int | None = None, share: bool = True
+) -> StepCost:
     """Passes of step `index`; with `nimg` given, of the terms active then."""
     due = [
         player.name
@@ -105,7 +113,9 @@ def plan_experiment(experiment: Experiment) -> PlanReport:
     costs = [step_cost(experiment, index=index) for index in range(cycle)]
     return PlanReport(
         step=whole,
-        average={name: _average([cost.roles.get(name, Cost()) for cost in costs]) for name in roles},
+        average={
+            name: _average([cost.roles.get(name, Cost()) for cost in costs]) for name in roles
+        },
         parameters={
             name: sum(p.numel() for p in role.module.parameters()) for name, role in roles.items()
         },

@@ -16,7 +16,7 @@ SHOWN = 16
 
 
 def preview(experiment: Experiment) -> dict[str, Tensor]:
-    """Clean data, data as the model sees them, and samples, by caption, each [N, ...] on the CPU."""
+    """Clean data, data as the model sees them, samples: by caption, each [N, ...] on the CPU."""
     sample = experiment.recipe.sample
     count = sample.images if sample else SHOWN
     source = experiment.source

@@ -16,7 +16,16 @@ from advdiff_core.step.scene import Compute
 __all__ = ["provenance", "resume_level"]
 
 #: Facts that must be equal for a resumed run to be bit-identical to one that never stopped.
-EXACT = ("torch", "threads", "cpu_capability", "device", "device_name", "world", "autocast", "machine")
+EXACT = (
+    "torch",
+    "threads",
+    "cpu_capability",
+    "device",
+    "device_name",
+    "world",
+    "autocast",
+    "machine",
+)
 
 
 def provenance(recipe: Recipe, compute: Compute, *, world: int) -> dict[str, Any]:
@@ -43,8 +52,8 @@ def resume_level(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
     """Level of repeatability of a resumed run, and what keeps it from being exact.
 
     Returns:
-        "L0" (bit-identical), "L1" (same order, rounding may differ) or "L2" (other world size), and the
-        differences as `name: old -> new`.
+        "L0" (bit-identical), "L1" (same order, rounding may differ) or "L2" (other world
+        size), and the differences as `name: old -> new`.
     """
     changed = [
         f"{name}: {saved.get(name)} -> {now.get(name)}"

@@ -37,8 +37,8 @@ def newest(
         The checkpoint; None if the run was stopped before its first one, which starts it anew.
 
     Raises:
-        DataError: S01 if every checkpoint is damaged, R15 if the recipe differs in a key that matters, D04 if the
-            data have changed, X05 if the processes disagree.
+        DataError: S01 if every checkpoint is damaged, R15 if the recipe differs in a key that
+            matters, D04 if the data have changed, X05 if the processes disagree.
     """
     _same_recipe(rundir, experiment)
     path, skipped = newest_valid(rundir.checkpoints) if rundir.checkpoints.is_dir() else (None, [])
@@ -61,7 +61,8 @@ def newest(
 def _load(path: Path, world: World) -> Checkpoint:
     """The checkpoint with this process's own state; on another world size that part starts empty.
 
-    Draws and data order depend on no process, so only the running means of an unfinished log tick are lost.
+    Draws and data order depend on no process, so only the running means of an unfinished log tick
+    are lost.
     """
     saved = load(path)
     if saved.world != world.size:

@@ -109,9 +109,8 @@ def is_finite(shared: dict[str, Any]) -> bool:
             stack += value.values()
         elif isinstance(value, list):
             stack += value
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            if not bool(torch.isfinite(value).all()):
-                return False
+        elif isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            return False
     return True
 
 

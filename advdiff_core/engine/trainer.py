@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -52,7 +53,9 @@ class Trainer:
         self.micro = choose_micro_batch(experiment, self.local)
         self.feed = experiment.feed()
         self.feeds = {
-            player.name: self.feed.share(player.name) for player in experiment.players if player.fresh
+            player.name: self.feed.share(player.name)
+            for player in experiment.players
+            if player.fresh
         }
         self.nimg = 0
         self.index = 0
@@ -132,8 +135,7 @@ class Trainer:
         batch = feed.batch(position, self.local, ahead=position + self.batch)
         edges = [*range(0, self.local, self.micro), self.local]
         self._steps = [
-            self._new_step(plan, batch, low, high, stream)
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
+            self._new_step(plan, batch, low, high, stream) for low, high in pairwise(edges)
         ]
         return self._steps
 

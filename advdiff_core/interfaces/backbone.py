@@ -29,13 +29,14 @@ class BackboneOutput(NamedTuple):
 class Backbone(ModuleComponent):
     """A network with named taps.
 
-    As a denoiser it maps `x` [B, ...] and a noise level to an output of the same shape as `x`; what the
-    output means (eps, x0, v, EDM's F) is the model's `parametrization` in the recipe, applied by the core.
-    As a classifier it ignores `c_noise` and returns logits [B, K].
+    As a denoiser it maps `x` [B, ...] and a noise level to an output of the same shape as `x`; what
+    the output means (eps, x0, v, EDM's F) is the model's `parametrization` in the recipe, applied
+    by the core. As a classifier it ignores `c_noise` and returns logits [B, K].
 
-    Contract: the output of sample i depends on sample i alone in eval mode; `forward` draws no random
-    numbers except dropout in train mode and never edits its inputs; with `stop_at` the features asked
-    for equal those of the full forward and no later layer runs.
+    Contract: the output of sample i depends on sample i alone in eval mode; `forward` draws no
+        random
+    numbers except dropout in train mode and never edits its inputs; with `stop_at` the features
+    asked for equal those of the full forward and no later layer runs.
     """
 
     #: True if gradients of gradients work in every layer (fused attention breaks them).

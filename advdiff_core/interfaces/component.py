@@ -84,7 +84,7 @@ class Build:
 
     def generator(self, purpose: str = "init") -> torch.Generator:
         """A CPU generator keyed by seed, place in the recipe and purpose."""
-        import torch  # noqa: PLC0415 - this module stays importable without torch.
+        import torch
 
         key = f"{self.seed}/{self.path}/{purpose}".encode()
         number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
@@ -96,12 +96,12 @@ class Build:
         return self.make(spec)
 
 
-class Component(ABC):
+class Component(ABC):  # noqa: B024 - its kinds add the abstract methods.
     """Base of everything a recipe can name after `use =`.
 
     A component is final (never subclassed), holds a nested `Settings` class made with
-    `advdiff_core.settings` / `setting`, and is built as `Component(settings, build)`. The first line of
-    its docstring is what `advdiff plugins` and `explain` show.
+    `advdiff_core.settings` / `setting`, and is built as `Component(settings, build)`. The first
+    line of its docstring is what `advdiff plugins` and `explain` show.
 
     Attributes:
         Settings: attrs class of its keys.

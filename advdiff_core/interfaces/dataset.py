@@ -16,7 +16,8 @@ __all__ = ["Corruption", "Dataset"]
 class Dataset(Component):
     """Samples by index.
 
-    Contract: `batch(indices)` is a pure function of the indices: the same answer in any order, batch,
+    Contract: `batch(indices)` is a pure function of the indices: the same answer in any order,
+        batch,
     worker and process. Values are float32 inside `info.domain`.
     """
 

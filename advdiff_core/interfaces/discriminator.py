@@ -14,7 +14,8 @@ __all__ = ["Discriminator"]
 class Discriminator(ModuleComponent):
     """Scores images; higher means more real.
 
-    Contract: scores of sample i depend on sample i (and its reference) alone in eval mode; inputs are
+    Contract: scores of sample i depend on sample i (and its reference) alone in eval mode; inputs
+        are
     not edited.
 
     Attributes:

@@ -18,9 +18,9 @@ __all__ = ["LossTerm"]
 class LossTerm(ModuleComponent):
     """A term of a player's objective.
 
-    Set `self.needs` in `__init__` to every query that `forward` asks the step for. The core alone weights,
-    reduces over the batch, runs backward and steps; a term that owns parameters (a projection head) has
-    them trained by the player that lists it.
+    Set `self.needs` in `__init__` to every query that `forward` asks the step for. The core alone
+    weights, reduces over the batch, runs backward and steps; a term that owns parameters (a
+    projection head) has them trained by the player that lists it.
 
     Attributes:
         needs: The queries read by `forward`.

@@ -13,7 +13,7 @@ __all__ = ["ModuleComponent"]
 
 
 class ModuleComponent(nn.Module, Component):
-    """Base of components with parameters: `super().__init__(settings, build)` first, then the layers.
+    """Base of components with parameters: `super().__init__(settings, build)` first, then layers.
 
     The core builds it under a random state keyed by seed and place in the recipe, so layers may use
     torch's own initialisation; adding another component never changes the weights drawn here.
@@ -27,7 +27,7 @@ class ModuleComponent(nn.Module, Component):
     def draws_random(self) -> bool:
         """True if a forward in train mode draws from torch's global generator.
 
-        The core then keys that generator around each forward. Found by looking for dropout layers; override
-        where a network draws in other ways (label dropout, stochastic depth).
+        The core then keys that generator around each forward. Found by looking for dropout layers;
+        override where a network draws in other ways (label dropout, stochastic depth).
         """
         return any(isinstance(part, _DropoutNd) and part.p > 0 for part in self.modules())

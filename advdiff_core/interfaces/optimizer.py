@@ -16,10 +16,11 @@ __all__ = ["Optimizer"]
 class Optimizer(Component):
     """Makes a `torch.optim.Optimizer` for a player.
 
-    Contract: the made optimizer keeps all of its state in tensors and plain numbers in `state_dict()`,
+    Contract: the made optimizer keeps all of its state in tensors and plain numbers in
+        `state_dict()`,
     and reads the learning rate from `param_groups` at every step. Settings have a key `lr`.
     """
 
     @abstractmethod
     def make(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> TorchOptimizer:
-        """An optimizer over `(name, parameter)` pairs in this order, in one group per decay rule."""
+        """An optimizer over `(name, parameter)` pairs in this order, a group per decay rule."""

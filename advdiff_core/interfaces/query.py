@@ -82,7 +82,7 @@ class Network(Protocol):
         stop_at: str | None = None,
         through: bool = False,
     ) -> Prediction:
-        """Output of a backbone without noise level at `x` [B, ...]; `value` are the logits [B, K]."""
+        """Output of a backbone without noise level at `x` [B, ...]; `value` is logits [B, K]."""
 
     def score(
         self,
@@ -98,8 +98,8 @@ class Network(Protocol):
 class Step(Protocol):
     """One batch on its way through the terms. Eight names, and no method knowledge.
 
-    `get` memoizes: equal queries share one result for the life of the step. Never edit in place what
-    it returns.
+    `get` memoizes: equal queries share one result for the life of the step. Never edit in place
+    what it returns.
     """
 
     @property
@@ -132,14 +132,14 @@ class Step(Protocol):
         """Random numbers keyed by (seed, step, stream): the same whatever else the recipe holds."""
 
     def at(self, view: str, x: Tensor) -> Step:
-        """A probe: this step with the input of `view` replaced by `x` [B, ...], parameters frozen."""
+        """A probe: this step with the input of `view` replaced by `x` [B, ...]."""
 
 
 class Query(ABC, Generic[T_co]):
     """A frozen, hashable value naming something a step can compute.
 
-    Subclasses are `@attrs.frozen` classes whose fields are hashable. `needs` declares every other query
-    that `compute` reads, so the plan knows order, taps and cost before the run.
+    Subclasses are `@attrs.frozen` classes whose fields are hashable. `needs` declares every other
+    query that `compute` reads, so the plan knows order, taps and cost before the run.
     """
 
     #: True if the value carries no graph to any parameter (targets, perturbed views).
@@ -155,7 +155,7 @@ class Query(ABC, Generic[T_co]):
         """The value, from `step` alone; never edits a tensor got from it."""
 
     def forwards(self, setup: Setup) -> Mapping[str, int]:
-        """Network forwards that `compute` itself runs, by role (not those of the queries it needs)."""
+        """Network forwards that `compute` itself runs, by role (not those of its needs)."""
         del setup
         return {}
 
@@ -166,7 +166,7 @@ class Query(ABC, Generic[T_co]):
 
 
 def input_gradient(objective: Tensor, x: Tensor) -> Tensor:
-    """Gradient of the summed `objective` [B] with respect to the input `x` [B, ...] alone, detached.
+    """Gradient of the summed `objective` [B] towards the input `x` [B, ...] alone, detached.
 
     Runs through no parameter and never touches `.grad`. Each call is one input-only backward.
     """

@@ -106,20 +106,30 @@ class TrainStep:
         if query not in self._memo:
             self._compute(query)
         value = self._memo[query]
-        if self.probing or query.detached:
+        if self.probing or query.detached or self._has_graph(query):
             return cast("T", value)
-        if self.searching or not self.plan.graph_roles[query] & self.own:
-            return cast("T", detached(value))
-        return cast("T", value)
+        return cast("T", detached(value))
+
+    def _has_graph(self, query: Query[Any]) -> bool:
+        """Whether the asker may see the graph of a value."""
+        if self.searching:
+            return False
+        reached = self.plan.graph_roles
+        if reached[query] & self.own or self.plan.views[query] & self.plan.free_views:
+            return True
+        # A value of a later player alone is built whole; the player at hand gets it detached.
+        return self.computing and not reached[self._computing[-1]] & self.own
 
     def _compute(self, query: Query[Any]) -> None:
         allowed, self._allowed = self._allowed, self.plan.needs[query]
         self._computing.append(query)
         try:
-            self._memo[query] = query.compute(self)
+            value = query.compute(self)
         finally:
             self._computing.pop()
             self._allowed = allowed
+        free = self.plan.views[query] & self.plan.free_views
+        self._memo[query] = detached(value) if query.detached and not free else value
 
     def _refuse(self, query: Query[Any]) -> None:
         asker = f" by {self._computing[-1]!r}" if self._computing else ""

@@ -1,8 +1,9 @@
 """Engine overhead: a recipe's training step against the same mathematics in a hand-written loop.
 
-Both sides use the quickstart's U-Net, batch, optimizer, clipping and EMA; the hand-written side is what a careful
-user would write without advdiff. They alternate step by step in one process, so that drift hits both.
-Memory is the growth of the resident set over a few steps, each side in a process of its own.
+Both sides use the quickstart's U-Net, batch, optimizer, clipping and EMA; the hand-written side is
+what a careful user would write without advdiff. They alternate step by step in one process, so that
+drift hits both. Memory is the growth of the resident set over a few steps, each side in a process
+of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def engine_step(made: Experiment) -> Callable[[], None]:
 
 
 class HandWritten:
-    """The same step without advdiff: DDPM loss, optionally the equivariance term with one FGSM step."""
+    """The same step without advdiff: DDPM loss, optionally equivariance with one FGSM step."""
 
     def __init__(self, made: Experiment, *, adversarial: bool) -> None:
         player = made.players[0]
@@ -71,10 +72,12 @@ class HandWritten:
         self.losses: list[torch.Tensor] = []
 
     def predict(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Predicted noise."""
         with self.compute.forward():
             return self.net(x, (index + 1).float()).output.float()
 
     def __call__(self) -> None:
+        """One step."""
         x0 = self.compute.place(self.data[torch.randint(len(self.data), (self.batch,))])
         index = torch.randint(1000, (self.batch,))
         alpha, sigma = self.alpha[index].view(-1, 1, 1, 1), self.sigma[index].view(-1, 1, 1, 1)
@@ -94,6 +97,7 @@ class HandWritten:
         self.losses.append(loss.detach())
 
     def equivariance(self, x_t, predicted, index, sigma):  # type: ignore[no-untyped-def]
+        """The regulariser at a perturbation found by one FGSM step."""
         radius = (sigma.square() + 8 / 255).clamp(min=1e-8)
         delta = (torch.rand_like(x_t) * 2 - 1) * radius
         for p in self.parameters:
@@ -150,7 +154,7 @@ def _memory(side: str, *, adversarial: bool) -> int:
 
 
 def _memory_of_side(side: str, *, adversarial: bool) -> int:
-    """Peak resident bytes of a process that runs one side, above what it held before its first step."""
+    """Peak resident bytes of a process that runs one side, above those before its first step."""
     torch.set_num_threads(1)
     made = experiment(adversarial=adversarial)
     step = engine_step(made) if side == "engine" else HandWritten(made, adversarial=adversarial)

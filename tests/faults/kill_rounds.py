@@ -1,7 +1,7 @@
-"""Kill a run again and again and go on with it, until it is done. A program of its own: `test_kills.py` runs it.
+"""Kill a run again and again and go on with it, until it is done; `test_kills.py` runs this.
 
-Each attempt is a forked child of one process that has imported torch. Half of the attempts die by SIGKILL
-after a number of steps drawn by seed, half at an operation of a save drawn by seed.
+Each attempt is a forked child of one process that has imported torch. Half of the attempts die by
+SIGKILL after a number of steps drawn by seed, half at an operation of a save drawn by seed.
 
     python kill_rounds.py RECIPE FOLDER ROUNDS
 """
@@ -20,6 +20,7 @@ import torch
 from advdiff_core.engine import failpoints
 from advdiff_core.engine.api import train
 from advdiff_core.engine.checkpoint import load, newest_valid
+from advdiff_core.engine.metrics_log import read_metrics
 from advdiff_core.engine.trainer import Trainer
 from advdiff_core.recipe import load_recipe
 
@@ -69,15 +70,15 @@ def attempt(recipe, folder, run, fault, steps) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Trainer.train_step = train_step
-    sys.stderr = open(os.devnull, "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     train(recipe, resume=run if run.exists() else None, out=folder / "killed")
     os._exit(0)
 
 
 def check(whole: Path, run: Path) -> None:
-    """The finished run equals the one that never stopped, bit for bit, and no metric is doubled or lost."""
+    """The finished run equals the one that never stopped; no metric is doubled or lost."""
     assert tree_equal(newest(whole), newest(run)), "the weights differ"
-    rows = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (whole, run)]
+    rows = [read_metrics(path / "metrics.jsonl") for path in (whole, run)]
     for row in (*rows[0], *rows[1]):
         row.pop("seconds"), row.pop("images_per_s")
     assert rows[0] == rows[1], "the metrics differ"

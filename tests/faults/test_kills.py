@@ -9,7 +9,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "players.toml"
 
 
 def test_twenty_kills_change_no_bit_of_weights_averages_optimizers_and_metrics(tmp_path):
-    """K01: 20 SIGKILLs, half of them inside a save, with two players, averages and an adversarial view."""
+    """K01: 20 SIGKILLs, half inside a save; two players, averages, an adversarial view."""
     program = Path(__file__).with_name("kill_rounds.py")
     command = [sys.executable, program, RECIPE, tmp_path, "20"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

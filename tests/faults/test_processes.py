@@ -44,11 +44,19 @@ def test_two_processes_learn_what_one_process_learns(two, tmp_path):
         for name, tensor in b["models"][role].items():
             torch.testing.assert_close(a["models"][role][name], tensor, rtol=2e-4, atol=2e-6)
     rows = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (two, one)]
-    for name in ("loss/denoise", "loss/equivariance", "loss/fool", "loss/judge", "grad_norm/student"):
+    for name in (
+        "loss/denoise",
+        "loss/equivariance",
+        "loss/fool",
+        "loss/judge",
+        "grad_norm/student",
+    ):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-5)
 
 
-def test_one_process_goes_on_where_two_stopped_and_says_what_it_cannot_promise(two, tmp_path, capsys):
+def test_one_process_goes_on_where_two_stopped_and_says_what_it_cannot_promise(
+    two, tmp_path, capsys
+):
     """X06: another world size keeps the sample order; the level of repeatability is printed."""
     run = tmp_path / "copy"
     shutil.copytree(two, run)

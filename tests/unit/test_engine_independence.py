@@ -1,4 +1,4 @@
-"""What one part of a recipe learns does not depend on the other parts, nor on how a batch is cut."""
+"""What one part of a recipe learns depends neither on the other parts nor on the cut of a batch."""
 
 from pathlib import Path
 
@@ -40,7 +40,10 @@ def weights(trainer, role="student"):
 
 def with_tables(**tables):
     """The plain recipe with further tables merged in, one level deep."""
-    return {k: {**PLAIN.get(k, {}), **tables[k]} if k in tables else PLAIN[k] for k in {**PLAIN, **tables}}
+    return {
+        k: {**PLAIN.get(k, {}), **tables[k]} if k in tables else PLAIN[k]
+        for k in {**PLAIN, **tables}
+    }
 
 
 JUDGE = {
@@ -65,7 +68,9 @@ def test_an_attacked_view_with_weight_zero_changes_no_bit_of_the_student():
     tables = {
         "views": {"adv": {"from": "clean", "perturb": {"use": "ray-fgsm"}}},
         "terms": {"equivariance": {"use": "equivariance", "view": "adv", "weight": 0.0}},
-        "players": {"student": {**PLAIN["players"]["student"], "terms": ["denoise", "equivariance"]}},
+        "players": {
+            "student": {**PLAIN["players"]["student"], "terms": ["denoise", "equivariance"]}
+        },
     }
     joined = trained(recipe_from_dict(with_tables(**tables)))
     assert torch.equal(weights(trained(recipe_from_dict(PLAIN))), weights(joined))
@@ -98,7 +103,7 @@ def test_micro_batches_learn_what_the_whole_batch_learns(micro):
 
 
 def test_micro_batch_found_from_memory_covers_the_batch(monkeypatch):
-    """With little free memory the batch is cut in multiples of the draw blocks; with enough it is not."""
+    """With little memory the batch is cut in multiples of the draw blocks."""
     recipe = recipe_from_dict(with_tables(run={**PLAIN["run"], "batch": 80}))
     assert trained(recipe, steps=0).micro == 80
     experiment = assemble(recipe)
@@ -112,7 +117,7 @@ def test_micro_batch_found_from_memory_covers_the_batch(monkeypatch):
 
 
 def test_plan_says_what_the_engine_counts_over_a_cycle_of_players():
-    """The rehearsed passes of each step equal those counted at run time, for every player pattern."""
+    """The rehearsed passes of each step equal those counted at run time."""
     recipe = load_recipe(RECIPE)
     trainer = trained(recipe, steps=0)
     from advdiff_core.engine.planning import step_cost
@@ -138,21 +143,19 @@ def test_quickstart_costs_three_forwards_one_input_backward_one_parameter_backwa
 
 
 def test_free_passes_move_the_weights_once_a_pass_or_once_a_batch():
-    """`passes` with update = "pass" takes a step after each backward, "batch" one with the mean gradient."""
+    """Update = "pass" takes a step after each backward, "batch" one with the mean gradient."""
     for update, expected in (("pass", 3), ("batch", 1)):
         tables = {
             "views": {"free": {"from": "clean", "perturb": {"use": "toy-free"}}},
             "terms": {"denoise": {"use": "denoise", "view": "free"}},
-            "players": {
-                "student": {**PLAIN["players"]["student"], "passes": 3, "update": update}
-            },
+            "players": {"student": {**PLAIN["players"]["student"], "passes": 3, "update": update}},
         }
         trainer = trained(recipe_from_dict(with_tables(**tables)), steps=1)
         assert trainer.experiment.players[0].updates == expected
 
 
 def test_one_pass_equals_plain_training_bit_for_bit():
-    """A free perturbation starts at zero: with one pass nothing differs from training without it."""
+    """A free perturbation starts at zero: one pass is training without it."""
     tables = {
         "views": {"free": {"from": "clean", "perturb": {"use": "toy-free"}}},
         "terms": {"denoise": {"use": "denoise", "view": "free"}},
@@ -166,7 +169,9 @@ def test_term_takes_part_between_after_and_until():
     tables = {
         "views": {"adv": {"from": "clean", "perturb": {"use": "ray-fgsm"}}},
         "terms": {"equivariance": {"use": "equivariance", "view": "adv", "after": 16, "until": 48}},
-        "players": {"student": {**PLAIN["players"]["student"], "terms": ["denoise", "equivariance"]}},
+        "players": {
+            "student": {**PLAIN["players"]["student"], "terms": ["denoise", "equivariance"]}
+        },
     }
     trainer = trained(recipe_from_dict(with_tables(**tables)), steps=0)
     forwards = []

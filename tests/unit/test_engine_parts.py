@@ -94,9 +94,11 @@ class Counting(Dataset):
 
     @property
     def info(self):
+        """Three classes."""
         return DataInfo(shape=(1,), count=self.count, domain=Domain(self.low, 1.0), classes=3)
 
     def batch(self, indices):
+        """The numbers themselves, over the count."""
         for index in indices.tolist():
             if index in self.bad:
                 raise DataError(f"sample {index} is broken", code="D02", where="data")
@@ -108,10 +110,12 @@ class Counting(Dataset):
         return Batch(x, indices % 3 if self.labels is None else self.labels.expand(len(indices)))
 
     def fingerprint(self):
+        """A name."""
         return "counting"
 
 
 def feed_of(source, seed=1):
+    """A feed on the CPU."""
     return Feed(source, seed=seed, place=lambda x: x)
 
 
@@ -177,7 +181,7 @@ def test_source_skips_and_counts_unreadable_samples_when_told_to():
 def test_source_stops_when_too_many_samples_are_unreadable():
     """D02: beyond the limit the run stops with the count and the last cause."""
     source = Source(Counting(10, bad=[2, 3]), bad=BadSamples(on_bad="skip", limit=1))
-    with pytest.raises(DataError, match="2 samples cannot be read.*sample 3 is broken"):
+    with pytest.raises(DataError, match=r"2 samples cannot be read.*sample 3 is broken"):
         source.batch(torch.tensor([2]))
 
 
