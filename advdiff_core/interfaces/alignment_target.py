@@ -18,9 +18,8 @@ __all__ = ["AlignmentTarget"]
 class AlignmentTarget(ModuleComponent):
     """Features of clean images from a frozen network.
 
-    Contract: runs without gradient, in eval mode, in the target's own random stream, and never sees
-        an
-    adversarial input; the features of a sample do not depend on the rest of the batch.
+    Contract: runs without gradient, in eval mode, in the target's own random stream, and never
+    sees an adversarial input; the features of a sample do not depend on the rest of the batch.
     """
 
     @property

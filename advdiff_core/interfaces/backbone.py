@@ -34,9 +34,8 @@ class Backbone(ModuleComponent):
     by the core. As a classifier it ignores `c_noise` and returns logits [B, K].
 
     Contract: the output of sample i depends on sample i alone in eval mode; `forward` draws no
-        random
-    numbers except dropout in train mode and never edits its inputs; with `stop_at` the features
-    asked for equal those of the full forward and no later layer runs.
+    random numbers except dropout in train mode and never edits its inputs; with `stop_at` the
+    features asked for equal those of the full forward and no later layer runs.
     """
 
     #: True if gradients of gradients work in every layer (fused attention breaks them).

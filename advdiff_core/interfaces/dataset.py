@@ -17,8 +17,7 @@ class Dataset(Component):
     """Samples by index.
 
     Contract: `batch(indices)` is a pure function of the indices: the same answer in any order,
-        batch,
-    worker and process. Values are float32 inside `info.domain`.
+    batch, worker and process. Values are float32 inside `info.domain`.
     """
 
     @property

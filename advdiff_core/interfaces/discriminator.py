@@ -15,8 +15,7 @@ class Discriminator(ModuleComponent):
     """Scores images; higher means more real.
 
     Contract: scores of sample i depend on sample i (and its reference) alone in eval mode; inputs
-        are
-    not edited.
+    are not edited.
 
     Attributes:
         supports_double_backward: True if R1-like penalties (a gradient of a gradient) work.

@@ -17,8 +17,8 @@ class Optimizer(Component):
     """Makes a `torch.optim.Optimizer` for a player.
 
     Contract: the made optimizer keeps all of its state in tensors and plain numbers in
-        `state_dict()`,
-    and reads the learning rate from `param_groups` at every step. Settings have a key `lr`.
+    `state_dict()`, and reads the learning rate from `param_groups` at every step. Settings have a
+    key `lr`.
     """
 
     @abstractmethod
