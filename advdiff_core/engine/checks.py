@@ -23,7 +23,7 @@ def check_term(name: str, term: LossTerm, step: TrainStep) -> Tensor:
     """
     step.asked.clear()
     before = step.versions()
-    loss: Any = term(step)
+    loss: Tensor = term(step)
     complaint = _complaint(loss, step)
     undeclared = [query for query in step.asked if query not in term.needs]
     if not complaint and undeclared:

@@ -18,7 +18,7 @@ __all__ = ["choose_compute", "multiplies_bf16"]
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     names = ("amx_bf16", "avx512_bf16")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from attrs import frozen
 from torch import nn
@@ -27,9 +29,9 @@ class EmaRule:
     def decay(self, *, updates: int, nimg: int, batch: int) -> float:
         """Decay of the update that ends at `nimg` images, the `updates`-th one (from 0)."""
         if self.power is not None:
-            return (1 - batch / max(nimg, batch)) ** (power_exponent(self.power) + 1)
+            return math.pow(1 - batch / max(nimg, batch), power_exponent(self.power) + 1)
         if self.halflife is not None:
-            return 0.5 ** (batch / self.halflife)
+            return math.pow(0.5, batch / self.halflife)
         assert self.rate is not None
         return min(self.rate, (1 + updates) / (10 + updates))
 

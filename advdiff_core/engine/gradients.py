@@ -26,7 +26,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> T
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if limit is not None:
         factor = torch.where(norm.isfinite(), (limit / (norm + 1e-12)).clamp(max=1.0), 1.0)
         torch._foreach_mul_(gradients, factor)

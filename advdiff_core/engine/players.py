@@ -169,7 +169,7 @@ class Turn:
     def _loss(self, term: Term, step: TrainStep) -> Tensor:
         if self.checked:
             return check_term(term.name, term.module, step)
-        loss: Any = term.module(step)
+        loss: Tensor = term.module(step)
         return loss
 
     def _learning_rate(self) -> None:

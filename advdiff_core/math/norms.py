@@ -44,7 +44,8 @@ def norm(x: Tensor, kind: Norm) -> Tensor:
         return flat.abs().sum(dim=1).to(x.dtype)
     _known(kind)
     largest = _nonzero(flat.detach().abs().amax(dim=1))
-    return (largest * torch.linalg.vector_norm(flat / largest[:, None], dim=1)).to(x.dtype)
+    norms: Tensor = largest * torch.linalg.vector_norm(flat / largest[:, None], dim=1)
+    return norms.to(x.dtype)
 
 
 def project(delta: Tensor, *, norm: Norm, radius: Tensor | float) -> Tensor:

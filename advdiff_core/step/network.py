@@ -59,11 +59,15 @@ class RoleNetwork:
         mode = self._mode((x_t,), through=through)
 
         def forward(*args: Any, **kwargs: Any) -> BackboneOutput:
-            return self._counted(mode, *args, **kwargs)
+            output: BackboneOutput = self._counted(mode, *args, **kwargs)
+            return output
 
         with _grad(mode):
             x_t = self._entering(x_t, mode)
-            return self.role.wear(forward, x_t, t, labels, taps=taps, stop_at=stop_at)
+            found: Prediction = self.role.wear(
+                forward, x_t, t, labels, taps=taps, stop_at=stop_at
+            )
+        return found
 
     def classify(
         self,

@@ -14,6 +14,7 @@ from advdiff_core.math.densities import draw_times
 from advdiff_core.types import Noised, Prediction, expand
 
 if TYPE_CHECKING:
+    from advdiff_core.step.scene import Scene
     from advdiff_core.step.step import TrainStep
 
 __all__ = [
@@ -285,5 +286,5 @@ def _train(step: Step) -> TrainStep:
     return step  # type: ignore[return-value]
 
 
-def _scene(step: Step):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _scene(step: Step) -> Scene:
     return _train(step).scene

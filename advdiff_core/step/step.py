@@ -254,7 +254,8 @@ class TrainStep:
         found = self._role(role)
         found.count(Cost(forwards=1))
         with torch.no_grad(), self.scene.compute.forward():
-            return found.call(self.x0, self.y, self.rng(f"target/{role}")).detach()
+            features: Tensor = found.call(self.x0, self.y, self.rng(f"target/{role}"))
+        return features.detach()
 
     def seed_global(self, role: Role) -> Callable[[], None]:
         """Key torch's global generator for a forward that draws from it; returns what undoes that.
