@@ -6,7 +6,7 @@ import re
 
 from advdiff_core.errors import UsageError, escape
 
-__all__ = ["parse_ranges", "seeds_of"]
+__all__ = ["parse_ranges", "ranges_text", "seeds_of"]
 
 _PART = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 MAX_COUNT = 10_000_000
@@ -32,6 +32,17 @@ def parse_ranges(text: str, option: str) -> list[int]:
         message = f"{escape(text, limit=60)} are more than {MAX_COUNT:,} numbers"
         raise UsageError(message, where=option, fix="give smaller ranges, in several calls")
     return [value for first, last in spans for value in range(first, last + 1)]
+
+
+def ranges_text(numbers: list[int]) -> str:
+    """The shortest text that `parse_ranges` reads as these numbers, for example `0-63,70`."""
+    spans: list[list[int]] = []
+    for value in numbers:
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    return ",".join(f"{low}-{high}" if low != high else str(low) for low, high in spans)
 
 
 def seeds_of(seeds: str | None, num: int | None) -> list[int]:

@@ -22,8 +22,8 @@ overrides = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help='Set a key of the recipe, for example -s run.images=2000 or -s data.use="digits"; '
-    "the value is TOML. May be repeated.",
+    help="Set a key of the recipe, for example -s run.images=2000 -s data.use=digits; the value is "
+    "TOML, names may go without quotes. May be repeated.",
 )
 
 #: `--json`; the verb gets `as_json`.

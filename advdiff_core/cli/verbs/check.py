@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from advdiff_core.cli import options
+from advdiff_core.cli.environment import catalogue
 from advdiff_core.cli.output import emit, emit_json, say_warnings
 from advdiff_core.errors import RecipeError, escape
 from advdiff_core.hooks.terminal import say
@@ -21,12 +22,12 @@ def command(ctx: click.Context, recipe: Path, overrides: tuple[str, ...], as_jso
     """Find every fault in a recipe, without starting anything.
 
     Prints each fault with its file, line and key, what was found, what was wanted and the mend.
-    Exits with 0 if there is none, else with 2.
+    Exits with 0 if there is none, with 3 if only plugins are to blame, else with 2.
     """
     from advdiff_core.recipe import load_recipe
 
     try:
-        found = load_recipe(recipe, overrides)
+        found = load_recipe(recipe, overrides, catalogue())
     except RecipeError as error:
         if as_json:
             emit_json([fault.as_json() for fault in error.faults])

@@ -15,7 +15,10 @@ from advdiff_core.hooks.terminal import say
 
 @click.command("evaluate")
 @options.run
-@click.option("--checkpoint", metavar="NIMG", type=click.IntRange(min=0), help="Not the newest.")
+@click.option(
+    "--checkpoint", metavar="NIMG", type=click.IntRange(min=0),
+    help="Use the checkpoint of so many images instead of the newest.",
+)  # fmt: skip
 @options.as_json
 @click.pass_obj
 def command(site: Site, run: Path, checkpoint: int | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from advdiff_core.cli import options
+from advdiff_core.cli.environment import catalogue
 from advdiff_core.cli.output import emit, emit_json, say_warnings
 
 
@@ -23,7 +24,7 @@ def command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from advdiff_core.engine.api import plan
     from advdiff_core.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides, catalogue())
     say_warnings(loaded)
     report = plan(loaded)
     if as_json:

@@ -9,7 +9,7 @@ import click
 
 from advdiff_core.cli import options
 from advdiff_core.cli.app import Site
-from advdiff_core.cli.numbers import parse_ranges, seeds_of
+from advdiff_core.cli.numbers import parse_ranges, ranges_text, seeds_of
 from advdiff_core.cli.output import emit, emit_json
 from advdiff_core.errors import UsageError, escape
 from advdiff_core.hooks.progress import clock
@@ -27,15 +27,30 @@ SHOWN = 256
 
 @click.command("sample")
 @options.run
-@click.option("--num", type=click.IntRange(min=1), help="How many; 64 if left out.")
-@click.option("--seeds", metavar="A-B", help="Seed of each sample, both ends included; from 0.")
-@options.out("Where the files go; RUN/samples if left out.")
-@click.option("--checkpoint", metavar="NIMG", type=click.IntRange(min=0), help="Not the newest.")
-@click.option("--labels", metavar="A-B", help="Class labels, repeated over the samples.")
 @click.option(
-    "--ema", type=click.IntRange(min=-1), help="Number of the average; -1 for raw weights."
+    "--num", metavar="N", type=click.IntRange(min=1), help="How many samples; 64 if left out."
 )
-@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="At once.")
+@click.option(
+    "--seeds", metavar="A-B",
+    help="The seed of each sample, both ends included, for example 0-63; from 0 if left out.",
+)  # fmt: skip
+@options.out("Where the files go; RUN/samples if left out.")
+@click.option(
+    "--checkpoint", metavar="NIMG", type=click.IntRange(min=0),
+    help="Use the checkpoint of so many images instead of the newest.",
+)  # fmt: skip
+@click.option(
+    "--labels", metavar="A-B",
+    help="Class labels, repeated over the samples; drawn by the seeds if left out.",
+)  # fmt: skip
+@click.option(
+    "--ema", metavar="K", type=click.IntRange(min=-1),
+    help="Which of the averages of the weights; -1 for the raw weights.",
+)  # fmt: skip
+@click.option(
+    "--batch", metavar="N", type=click.IntRange(min=1), default=64, show_default=True,
+    help="Samples made at once; changes the memory needed, not the samples.",
+)  # fmt: skip
 @options.as_json
 @click.pass_obj
 def command(  # noqa: PLR0913 - one argument per option.
@@ -69,7 +84,7 @@ def command(  # noqa: PLR0913 - one argument per option.
     )
     facts = _write(out or run / "samples", trained, made)
     if as_json:
-        emit_json({key: value for key, value in facts.items() if key != "seeds"})
+        emit_json({**facts, "seeds": ranges_text(chosen)})
     else:
         took = f"{made.nfe} NFE per sample, {clock(made.seconds)}"
         emit(f"{escape(facts['out'])}: {len(chosen):,} samples, {took}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advdiff_core.cli import completion, options
+from advdiff_core.cli.environment import catalogue
 from advdiff_core.cli.output import emit, emit_json, number, table
 from advdiff_core.errors import UsageError, escape
 
@@ -110,7 +111,6 @@ def _tables(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
         from advdiff_core.report.record import read_record
 
         return dict(read_record(path).recipe)
-    from advdiff_core.cli.environment import catalogue
     from advdiff_core.recipe.extends import with_bases
     from advdiff_core.recipe.overrides import apply_overrides
     from advdiff_core.recipe.read import read_file
@@ -124,7 +124,7 @@ def _resolved(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     from advdiff_core.recipe import load_recipe
 
     source = path / completion.LOCK if path.is_dir() else path
-    return load_recipe(source, overrides).to_dict()
+    return load_recipe(source, overrides, catalogue()).to_dict()
 
 
 def _show_recipe(tables: Mapping[str, Any], as_json: bool) -> None:

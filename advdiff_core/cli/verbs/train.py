@@ -42,7 +42,7 @@ def command(  # noqa: PLR0913 - one argument per option.
 
     \b
     advdiff train digits.toml
-    advdiff train digits.toml -s run.images=20_000 -s players.student.optimizer.lr=1e-3
+    advdiff train digits.toml -s run.images=20_000 -s terms.denoise.weight=0.5
     advdiff train --resume runs/00001-digits
 
     Everything goes into a new folder runs/NNNNN-name. Ctrl-C (or SIGTERM) finishes the step, saves
@@ -52,6 +52,9 @@ def command(  # noqa: PLR0913 - one argument per option.
     if recipe is None and resume is None:
         fix = "give a RECIPE, or a run to go on with: --resume RUN; 'advdiff new' lists recipes"
         raise UsageError("there is nothing to train", where="advdiff train", fix=fix)
+    if resume is not None and out is not None:
+        fix = "leave out --out: the run goes on in its own folder"
+        raise UsageError("--out and --resume contradict each other", where="advdiff train", fix=fix)
     result = _train(site, recipe, overrides, out, resume)
     # Under torchrun one process speaks.
     if os.environ.get("RANK", "0") == "0":
