@@ -91,7 +91,9 @@ class NoiseSchedule(Component):
             return t
         steps = max(self.num_steps - 1, 1)
         unit = (self.t_max - self.t_min) / steps
-        return self.t_min + ((t - self.t_min) / unit).round().clamp(0, steps) * unit
+        index = ((t - self.t_min) / unit).round().clamp(0, steps)
+        # The last index times the unit may round to just above the range.
+        return (self.t_min + index * unit).clamp(self.t_min, self.t_max)
 
     def c_noise(self, t: Tensor) -> Tensor:
         """Default noise-level input of networks at `t` [B]: time on `[0, 1000]`, in its dtype."""

@@ -87,9 +87,9 @@ def _project_l1(flat: Tensor, limit: Tensor) -> Tensor:
     kept = (rank * (ordered * rank > excess)).amax(dim=1, keepdim=True).clamp_min(1)
     theta = excess.gather(1, kept - 1) / kept
     shrunk = (size.double() - theta).clamp_min(0)
-    # The subtraction cancels when the radius is small: put the sum right where it came out above.
-    spare = _inner(limit).double() / _nonzero(shrunk.sum(dim=1, keepdim=True))
-    shrunk = (shrunk * spare.clamp_max(1)).to(flat.dtype) * flat.sign()
+    # The subtraction cancels where the radius is small: put the sum right.
+    shrunk = shrunk * (_inner(limit).double() / _nonzero(shrunk.sum(dim=1, keepdim=True)))
+    shrunk = shrunk.to(flat.dtype) * flat.sign()
     return torch.where(size.sum(dim=1, keepdim=True) > limit, shrunk, flat)
 
 

@@ -13,7 +13,7 @@ from advdiff_core.schedules import EDM, VE, Flow, VPCosine, VPLinear
 
 SCHEDULES = {
     "vp-linear": VPLinear(VPLinear.Settings(), Build()),
-    "vp-linear-7": VPLinear(VPLinear.Settings(num_steps=7), Build()),
+    "vp-linear-6": VPLinear(VPLinear.Settings(num_steps=6), Build()),
     "vp-sde": VPLinear(VPLinear.Settings(num_steps=0), Build()),
     "vp-cosine": VPCosine(VPCosine.Settings(), Build()),
     "vp-cosine-continuous": VPCosine(VPCosine.Settings(num_steps=0), Build()),

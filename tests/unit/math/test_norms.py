@@ -67,6 +67,19 @@ def test_project_of_zero_is_zero_and_never_nan(kind):
         assert (norms.project(torch.zeros(2, 3), norm=kind, radius=radius) == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("width", [1, 3, 100, 3072])
+def test_project_is_inside_without_tolerance_and_idempotent_to_the_bit(kind, width, dtype):
+    """The norm as computed never exceeds the radius, so that projecting again does nothing."""
+    generator = torch.Generator().manual_seed(width)
+    x = torch.randn(16, width, generator=generator, dtype=dtype) * 10
+    for radius in (1e-3, 8 / 255, 0.5):
+        once = norms.project(x, norm=kind, radius=radius)
+        assert (norms.norm(once, kind) <= torch.tensor(radius, dtype=dtype)).all()
+        assert torch.equal(norms.project(once, norm=kind, radius=radius), once)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_project_onto_l1_is_the_optimum_scipy_finds(seed):
     """A general solver, on the variables' positive and negative parts, ends at the same point."""

@@ -19,6 +19,7 @@ def made(schedule, **settings):
 SCHEDULES = {
     "vp-linear": made(VPLinear),
     "vp-linear-2": made(VPLinear, num_steps=2),
+    "vp-linear-6": made(VPLinear, num_steps=6),
     "vp-sde": made(VPLinear, num_steps=0),
     "vp-sde-falling": made(VPLinear, num_steps=0, beta_min=20.0, beta_max=0.1),
     "vp-cosine": made(VPCosine),
@@ -149,6 +150,21 @@ def test_alpha_and_sigma_have_the_derivative_of_the_formula(schedule):
     """Against finite differences; between training times where there is a table."""
     t = (times(schedule, 7)[1:-1] + 0.3e-3 * schedule.t_max).requires_grad_()
     assert torch.autograd.gradcheck(lambda t: (schedule.alpha(t), schedule.sigma(t)), (t,))
+
+
+@every
+def test_quantile_covers_the_training_times_and_no_more(schedule):
+    """From the smallest to the largest, in range to the bit, each discrete time equally often."""
+    count = 60 * (schedule.num_steps or 1)
+    u = torch.cat([torch.arange(count).double() / count, torch.tensor([1 - 2**-53]).double()])
+    t = schedule.quantile(u)
+    assert t.min() == schedule.t_min
+    assert t.max() <= schedule.t_max
+    assert torch.equal(schedule.snap(t), t)
+    if schedule.num_steps:
+        assert len(t[:-1].unique()) == schedule.num_steps
+        place = torch.bincount((t[:-1] * schedule.num_steps).round().long())[1:]
+        assert (place == 60).all()
 
 
 @every
