@@ -101,11 +101,9 @@ class _VP(NoiseSchedule):
         """`log alpha_bar` at t = 0 and at the discrete times [num_steps + 1], kept per device."""
         if device not in self._tables:
             assert self.num_steps is not None
-            # A tensor made in inference mode could never take part in a gradient later on.
-            with torch.inference_mode(mode=False):
-                steps = torch.log1p(-self._betas(self.num_steps))
-                table = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
-                self._tables[device] = table.to(device)
+            steps = torch.log1p(-self._betas(self.num_steps))
+            table = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+            self._tables[device] = table.to(device)
         return self._tables[device]
 
     def _invert_table(self, log_alpha_bar: Tensor) -> Tensor:

@@ -69,7 +69,6 @@ def test_stratified_numbers_give_one_time_in_each_stratum(law):
 
 def test_draw_times_clamps_a_quantile_that_rounds_out_of_range():
     """A schedule's own quantile may be off by a rounding; training times never are."""
-
     schedule = SimpleNamespace(t_min=0.25, t_max=0.75, quantile=lambda u: u)
     t = draw_times(schedule, EVEN)
     assert t.min() == 0.25
