@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent))
 from helpers_dists import Site
 
+from advdiff_core.discovery import Catalogue, scan
+
 torch.set_num_threads(1)
 settings.register_profile(
     "ci",
@@ -50,3 +52,9 @@ def toy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     yield made
     sys.path.remove(str(folder))
     made.forget()
+
+
+@pytest.fixture(scope="session")
+def toys(toy_site: Site) -> Catalogue:
+    """The catalogue of the toy components."""
+    return scan([toy_site.folder], environ={})

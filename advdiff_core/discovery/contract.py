@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -37,6 +38,11 @@ def field_types(cls: type[Any], owner: type[Any] | None = None) -> dict[str, Any
     Raises:
         BrokenSettingsError: If an annotation cannot be resolved.
     """
+    return _field_types(cls, owner)
+
+
+@lru_cache(maxsize=512)
+def _field_types(cls: Any, owner: Any) -> dict[str, Any]:
     names = dict(vars(owner)) if owner is not None else None
     try:
         hints = typing.get_type_hints(cls, localns=names)

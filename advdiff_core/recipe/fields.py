@@ -106,7 +106,7 @@ def _check(one: attrs.Attribute[Any], key: str, made: Any, path: Key) -> Iterabl
     complaint = bounds_text(one.metadata, made)
     if complaint:
         fix = _bounds_fix(one, key, made)
-        yield Problem(path=path, code="R08", message=f"found {complaint}", fix=fix)
+        yield Problem(path=path, code="R08", message=complaint, fix=fix)
 
 
 def no_name(text: str, path: Key) -> Problem:
@@ -145,11 +145,10 @@ def _unknown(key: str, known: list[str], path: Key) -> Problem:
     if key in CODE_KEYS:
         message = f"found the key {described(key)}; a recipe names components, never code"
         return Problem(path=here, code="Q03", message=message, fix="write use = ...")
-    near = nearest(key, known)
-    if near:
-        return Problem(path=here, code="R06", message="unknown key", fix=_did_you_mean(near))
-    home = _home(key, path)
-    fix = f"it belongs to {home}" if home else f"keys here: {', '.join(sorted(known))}"
+    near, home = nearest(key, known), _home(key, path)
+    fix = f"keys here: {', '.join(sorted(known))}"
+    if home or near:
+        fix = f"it belongs to {home}" if home else _did_you_mean(near)
     return Problem(path=here, code="R06", message="unknown key", fix=fix)
 
 

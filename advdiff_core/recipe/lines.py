@@ -8,8 +8,9 @@ what TOML 1.1 allows and 1.0 does not, for interpreters whose parser has moved o
 from __future__ import annotations
 
 import re
-import tomllib
 from bisect import bisect_right
+
+import tomli
 
 from advdiff_core.recipe.limits import Finding
 
@@ -186,5 +187,5 @@ class _Scanner:
 
 
 def _decode(quoted: str) -> str:
-    value: str = tomllib.loads(f"k = {quoted}")["k"]
+    value: str = tomli.loads(f"k = {quoted}")["k"]
     return value

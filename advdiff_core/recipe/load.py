@@ -58,13 +58,24 @@ def load_recipe(
     return _load(read_file(path), overrides, catalogue, run_name(Path(path)))
 
 
-def loads_recipe(text: str, name: str = "recipe", catalogue: Catalogue | None = None) -> Recipe:
+def loads_recipe(
+    text: str,
+    name: str = "recipe",
+    overrides: Sequence[str] = (),
+    catalogue: Catalogue | None = None,
+) -> Recipe:
     """Like `load_recipe`, for a text; `extends` looks for files in the working directory.
+
+    Args:
+        text: TOML text.
+        name: What to call it in messages.
+        overrides: `key=value` texts.
+        catalogue: What is installed; scanned if left out.
 
     Raises:
         RecipeError: With every fault found.
     """
-    return _load(parse_text(text, name), (), catalogue, run_name(Path(name)))
+    return _load(parse_text(text, name), overrides, catalogue, run_name(Path(name)))
 
 
 def recipe_from_dict(

@@ -62,9 +62,11 @@ def apply_overrides(layer: Layer, arguments: Sequence[str]) -> Layer:
             parsed.append(_parse(argument))
         except RecipeError as error:
             faults += error.faults
-    faults += _clashes(parsed)
+    clashing = _clashes(parsed)
+    faults += [fault for clash in clashing.values() for fault in clash.faults]
+    sound = [one for position, one in enumerate(parsed) if position not in clashing]
     # `use` first: it drops the settings of the component it replaces, not those set beside it.
-    for override in sorted(parsed, key=lambda one: one.key[-1] != "use"):
+    for override in sorted(sound, key=lambda one: one.key[-1] != "use"):
         try:
             layer = _set(layer, override)
         except RecipeError as error:
@@ -109,24 +111,25 @@ def _parse_value(argument: str, raw: str) -> Any:
     try:
         return parse_text(f"v = {raw}", FILE).data["v"]
     except RecipeError as error:
-        if _BARE_WORD.fullmatch(raw):
+        if error.faults[0].code == "R02" and _BARE_WORD.fullmatch(raw):
             return raw
         raise _refuse(
             argument, f"the value is not TOML: {error.faults[0].message}", "quote strings"
         ) from None
 
 
-def _clashes(parsed: Iterable[Override]) -> list[Fault]:
-    """One argument sets a value, another sets something inside it."""
-    faults: list[Fault] = []
-    for outer in parsed:
-        for inner in parsed:
+def _clashes(parsed: Sequence[Override]) -> dict[int, RecipeError]:
+    """Arguments that set a value where another sets something inside it; both by position."""
+    found: dict[int, RecipeError] = {}
+    for outer_at, outer in enumerate(parsed):
+        for inner_at, inner in enumerate(parsed):
             inside = len(inner.key) > len(outer.key) and inner.key[: len(outer.key)] == outer.key
             if inside and not isinstance(outer.value, dict | list):
                 message = f"clashes with -s {escape(inner.argument, limit=80)!r}"
                 fix = f"{dotted(outer.key)} is either a value or a table"
-                faults += _refuse(outer.argument, message, fix).faults
-    return faults
+                found[outer_at] = _refuse(outer.argument, message, fix)
+                found.setdefault(inner_at, RecipeError([]))
+    return found
 
 
 def _set(layer: Layer, override: Override) -> Layer:

@@ -70,8 +70,6 @@ def as_fault(problem: Problem, places: Mapping[Key, Place]) -> Fault:
         other = place_of(places, problem.other)
         where = f"line {other.line}" if other.file == place.file else f"{other.file}:{other.line}"
         message += f" ({dotted(problem.other)}: {where})" if other.line else ""
-    if place.argument:
-        message += f" (-s {escape(place.argument, limit=80)})"
     return Fault(
         code=problem.code, file=place.file, line=place.line, key=dotted(problem.path),
         message=message, fix=problem.fix, plugin=problem.plugin,

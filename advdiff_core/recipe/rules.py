@@ -144,7 +144,7 @@ def _orphans(draft: Draft, owners: Mapping[str, Key]) -> Iterator[Problem]:
 
 def _training(draft: Draft) -> Iterator[Problem]:
     """There is something to train, something to train it with, and nothing frozen is trained."""
-    if not draft.names["player"]:
+    if not draft.names["player"] and draft.names["role"]:
         fix = "add [players.<name>] with models and terms"
         yield Problem(path=("players",), code="R11", message="no player trains anything", fix=fix)
     for name, player in draft.players.items():
@@ -205,7 +205,7 @@ def _view_chains(draft: Draft) -> Iterator[Problem]:
 def _chain(draft: Draft, name: str) -> list[str]:
     """The view and those it is made from, up to a root or the first one met twice."""
     chain = [name]
-    while chain[-1] in draft.views and chain[-1] not in chain[:-1]:
+    while chain[-1] in draft.views and chain[-1] not in (*chain[:-1], *ROOT_VIEWS):
         chain.append(draft.views[chain[-1]].base)
     return chain
 

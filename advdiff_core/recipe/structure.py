@@ -154,6 +154,8 @@ class Structurer:
 
     def _closest(self, value: Any, failures: list[Mismatch]) -> Mismatch:
         """Of several ways not to fit, the one whose type did fit; else all that was wanted."""
+        if len(failures) == 1:
+            return failures[0]
         for failure in failures:
             if any(one.code != "R07" or one.path != self.now.path for one in failure.problems):
                 return failure
