@@ -23,6 +23,10 @@ from advdiff_core.recipe import schema
 
 logger = logging.getLogger(__name__)
 
+PLUGINS = Path(__file__).parents[1].glob("plugins/*/pyproject.toml")
+
+#: Distributions of this repository; what else is installed is not its reference.
+OWN = {"advdiff-core", *(f"advdiff-{path.parent.name}" for path in PLUGINS)}
 HEAD = "<!-- Made by docs/generate_reference.py at each build; edit the code it reads. -->"
 
 
@@ -43,7 +47,7 @@ def write(folder: Path) -> None:
 def all_pages() -> Iterator[tuple[str, str]]:
     """Every page as (name, text)."""
     catalogue = scan()
-    kinds = [kind for kind in KINDS if catalogue.of_kind(kind)]
+    kinds = [kind for kind in KINDS if own_entries(catalogue, kind)]
     for kind in kinds:
         yield kind, kind_page(catalogue, kind)
     yield "recipe", recipe_page()
@@ -58,11 +62,16 @@ def index_page(names: Iterable[str]) -> str:
     return f"{HEAD}\n# Reference\n\n{intro}\n\n```{{toctree}}\n:maxdepth: 2\n\n{toc}\n```\n"
 
 
+def own_entries(catalogue: Catalogue, kind: str) -> list[Entry]:
+    """The usable components of a kind that come from this repository."""
+    return [entry for entry in catalogue.of_kind(kind) if entry.distribution in OWN]
+
+
 def kind_page(catalogue: Catalogue, kind: str) -> str:
     """Every component of a kind with its settings."""
     title = kind.replace("_", " ").capitalize()
     parts = [HEAD, f"# {title}", f"Components of the entry-point group `advdiff.v1.{kind}`."]
-    for entry in catalogue.of_kind(kind):
+    for entry in own_entries(catalogue, kind):
         try:
             parts.append(component_section(entry, catalogue.load(entry)))
         except PluginError as error:

@@ -40,7 +40,7 @@ def zeroed(layer: nn.Linear | nn.Conv2d) -> Any:
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """`x` in fp32 if it is a half type, else as it is."""
+    """`x`, of any shape, in fp32 if it is a half type, else as it is."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 

@@ -69,7 +69,7 @@ class World:
                 offset += p.numel()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of a small tensor over the processes."""
+        """Sum of a small tensor of any shape over the processes."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)

@@ -82,7 +82,7 @@ class Source:
         return Batch(x, batch.y)
 
     def check(self, indices: Tensor) -> None:
-        """Look at some samples before the run.
+        """Look at the samples `indices` [B] before the run.
 
         Raises:
             DataError: D03 for values that are not finite or outside the domain, or labels out of

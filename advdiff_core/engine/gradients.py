@@ -34,7 +34,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> T
 
 
 def refuse_non_finite(total: Tensor, norm: Tensor, player: Player, world: World) -> None:
-    """Stop before the optimizer moves if the loss or a gradient is not finite.
+    """Stop before the optimizer moves if the loss or a gradient norm (scalars) is not finite.
 
     The one host synchronisation of a turn: whether to step must be known on the host, by all
     processes.

@@ -24,7 +24,7 @@ class Stats:
 
     @torch.no_grad()
     def add(self, name: str, values: Tensor) -> None:
-        """Add every element of `values`, without a host synchronisation."""
+        """Add every element of `values`, of any shape, without a host synchronisation."""
         values = values.detach().to(self.dtype)
         entry = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
         self.sums[name] = self.sums[name] + entry if name in self.sums else entry

@@ -46,7 +46,7 @@ class Compute:
             yield
 
     def place(self, x: Tensor) -> Tensor:
-        """Move a batch to the device, in the memory format networks run fastest in."""
+        """Move a batch [B, ...] to the device, in the memory format networks run fastest in."""
         x = x.to(self.device, non_blocking=True)
         if self.channels_last and x.dim() == 4:
             return x.contiguous(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +11,14 @@ from advdiff_core.cli.settings_text import description, keys_of
 from advdiff_core.discovery import KINDS, Catalogue, Entry, scan
 from advdiff_core.recipe.schema import TABLES
 
+PLUGINS = (Path(__file__).parents[2] / "plugins").glob("*/pyproject.toml")
+OWN = {"advdiff-core", *(f"advdiff-{path.parent.name}" for path in PLUGINS)}
 CATALOGUE: Catalogue = scan()
 ENTRIES = [
     pytest.param(entry, id=f"{kind}-{entry.name}")
     for kind in KINDS
     for entry in CATALOGUE.of_kind(kind)
-    if entry.distribution.startswith("advdiff-")
+    if entry.distribution in OWN
 ]
 
 
