@@ -230,8 +230,8 @@ class StepResult:
 
     Attributes:
         losses: Loss of each sample [B] by term, of its last pass.
-        grads: Gradient of each parameter, as `<role or term>.<parameter>`, summed over passes; of
-            parameters that no backward reached there is none.
+        grads: Gradient of each parameter by name, as `models.<role>.<parameter>` or
+            `terms.<term>.<parameter>`, summed over passes; none for what no backward reached.
         counted: Passes by role, counted as they happened.
         planned: Passes by role, as the plan foretold them.
         steps: The steps that were run, in order.
@@ -331,8 +331,12 @@ def _run_turn(
 
 def _take_gradients(stage: Stage, turn: Turn, result: StepResult) -> None:
     """Record and clear the gradients of every parameter, and move the player's own."""
-    own = {*(turn.models or (turn.player,)), *turn.terms}
-    named = {name: role.module for name, role in stage.scene.roles.items()} | dict(turn.terms)
+    own = {f"models.{role}" for role in turn.models or (turn.player,)}
+    own |= {f"terms.{name}" for name in turn.terms}
+    named: dict[str, torch.nn.Module] = {
+        **{f"models.{name}": role.module for name, role in stage.scene.roles.items()},
+        **{f"terms.{name}": term for name, term in turn.terms.items()},
+    }
     for name, module in named.items():
         for key, parameter in module.named_parameters():
             if parameter.grad is None:
