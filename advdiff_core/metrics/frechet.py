@@ -1,0 +1,133 @@
+"""Frechet distance, in pixels or in the features of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advdiff_core.errors import Fault, RecipeError, nearest
+from advdiff_core.interfaces.component import Build
+from advdiff_core.interfaces.metric import Evaluation, Metric
+from advdiff_core.metrics.statistics import Moments, batches, frechet_distance
+from advdiff_core.settings import setting, settings
+
+__all__ = ["Frechet"]
+
+
+class Frechet(Metric):
+    """Squared Frechet distance of samples and real data, 0 at best; in pixels or features.
+
+    The formula of FID (Heusel et al. 2017) with features of your choice; numbers are comparable
+    only within one protocol. `frechet`: samples to the reference. `frechet_data`: the data as the
+    model saw them to the clean ones, what samples have to beat. With a tap, names end in
+    `_<role>_<tap>`.
+
+    Features of a trained network come from a role, `[models.judge]` with `init = "runs/..."` and
+    `frozen = true` if it is not the run's own.
+    """
+
+    @settings
+    class Settings:
+        """Keys of `use = "frechet"`."""
+
+        features: str = setting(
+            "pixels",
+            help="pixels: values as they are; tap: a tap of a role, averaged over positions",
+            choices=("pixels", "tap"),
+        )
+        role: str | None = setting(None, help="role whose features are used", ref="role")
+        tap: str = setting("", help="tap of that role")
+        against: str = setting(
+            "clean", help="clean: data without corruption; data: as seen", choices=("clean", "data")
+        )
+        batch: int = setting(256, help="samples per forward of the role", ge=1)
+
+    def __init__(self, settings: Any, build: Build) -> None:
+        super().__init__(settings, build)
+        self._c_noise: float | None = None
+        if settings.features == "tap":
+            self._check_tap()
+            info = build.models[settings.role]
+            self._c_noise = None if info.parametrization == "none" else build.c_noise[0]
+
+    def _check_tap(self) -> None:
+        role, tap, models = self.settings.role, self.settings.tap, self.build.models
+        key, known = "role", tuple(models)
+        if role in models:
+            key, known = "tap", tuple(models[role].taps)
+        wanted = role if key == "role" else tap
+        if wanted in known:
+            return
+        near = nearest(wanted or "", known)
+        fault = Fault(
+            code="R10",
+            key=f"{self.build.path}.{key}",
+            message=f'features = "tap", but there is no {key} {wanted!r}; '
+            f"there are {', '.join(known) or 'none'}",
+            fix=f"write {key} = {(near or (known[0] if known else '...'))!r}".replace("'", '"'),
+        )
+        raise RecipeError([fault])
+
+    def protocol(self) -> Mapping[str, object]:
+        """Features, reference and how the distance is computed."""
+        tap = {
+            "role": self.settings.role,
+            "tap": self.settings.tap,
+            "pooling": "mean over positions",
+        }
+        tap["c_noise"] = self._c_noise
+        return {
+            "distance": "squared Frechet distance of Gaussians, float64, covariance over N - 1",
+            "features": self.settings.features,
+            **(tap if self.settings.features == "tap" else {"resize": "none"}),
+            "against": self.settings.against,
+            "bias": "too large for few samples; compare equal counts only",
+        }
+
+    def compute(self, evaluation: Evaluation) -> Mapping[str, float]:
+        """Distances by name; lower is better."""
+        end = ""
+        if self.settings.features == "tap":
+            end = f"_{self.settings.role}_{self.settings.tap}"
+        clean = self._moments(evaluation, evaluation.clean)
+        data = self._moments(evaluation, evaluation.data)
+        samples = self._moments(evaluation, evaluation.samples)
+        if self.settings.against == "data":
+            return {f"frechet_to_data{end}": frechet_distance(samples, data)}
+        return {
+            f"frechet{end}": frechet_distance(samples, clean),
+            f"frechet_data{end}": frechet_distance(data, clean),
+        }
+
+    def _moments(self, evaluation: Evaluation, x: Tensor) -> Moments:
+        if self.settings.features == "pixels":
+            return Moments.of(x)
+        moments: Moments | None = None
+        for part in self._features(evaluation.module(self.settings.role), x):
+            moments = moments or Moments(part.shape[1])
+            moments.update(part)
+        assert moments is not None, "there are samples"
+        return moments
+
+    @torch.no_grad()
+    def _features(self, module: nn.Module, x: Tensor) -> Iterator[Tensor]:
+        """Features [B, D] of the tap, on the CPU, batch by batch."""
+        tap = self.settings.tap
+        device = next((parameter.device for parameter in module.parameters()), x.device)
+        for part in batches(x, self.settings.batch):
+            part = part.to(device)
+            level = None
+            if self._c_noise is not None:
+                level = part.new_full((len(part),), self._c_noise)
+            out = module(part, level, None, taps=(tap,), stop_at=tap)
+            yield pooled_features(out.features[tap]).cpu()
+
+
+def pooled_features(feature: Tensor) -> Tensor:
+    """A tap's tensor [B, C, H, W], [B, N, D] or [B, D], averaged over positions to [B, D]."""
+    if feature.dim() == 4:
+        return feature.mean(dim=(2, 3))
+    return feature.mean(dim=1) if feature.dim() == 3 else feature
