@@ -20,6 +20,7 @@ from attrs import frozen
 
 import advdiff_core
 from advdiff_core.discovery import HOOKS, Catalogue, scan
+from advdiff_core.discovery.loading import isolated
 from advdiff_core.errors import AdvdiffError, DataError, PluginError, StorageError, escape
 from advdiff_core.hooks.manager import Hooks
 
@@ -284,9 +285,8 @@ def _load_all(catalogue: Catalogue) -> list[str]:
             catalogue.load(entry)
         except PluginError as error:
             complaints.append(error.message)
-    hooks = Hooks.load(catalogue.of_kind(HOOKS), warn=complaints.append)
-    del hooks
-    return complaints
+    Hooks.load(catalogue.of_kind(HOOKS), warn=complaints.append, guard=isolated)
+    return [text.removeprefix("advdiff: warning: ") for text in complaints]
 
 
 def _environment() -> Iterator[Finding]:

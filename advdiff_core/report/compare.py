@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from advdiff_core.report.facts import clean, number
+from advdiff_core.report.measures import main_names
 from advdiff_core.report.record import RunRecord
 
 __all__ = ["comparison", "differences"]
@@ -19,7 +20,7 @@ MAX_KEYS = 60
 
 def comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
     """A row per run, and per group of runs that differ in their seed alone their mean and range."""
-    names = sorted({name for record in records for name in record.metrics})
+    names = sorted({name for record in records for name in main_names(record.metrics)})
     rows = [
         [clean(one.name), number(one.nimg), *(number(one.metrics.get(n, "-")) for n in names)]
         for one in records

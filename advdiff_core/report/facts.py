@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from advdiff_core.report.record import RunRecord
 
-__all__ = ["clean", "cost_rows", "facts", "number", "protocol_of", "protocol_text", "sentence"]
+__all__ = ["clean", "cost_rows", "facts", "number", "sentence"]
 
 MAX_CELL = 400
 
@@ -156,34 +156,6 @@ def _player(table: Mapping[str, Any]) -> str:
     every = table.get("every", 1)
     often = f", every {number(every)} steps" if every != 1 else ""
     return f"{_call(_table(table, 'optimizer'))} on {terms}{often}"
-
-
-def protocol_of(metric: str, protocols: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The protocol a number belongs to: that of the metric whose name it begins with."""
-    fitting = [use for use in protocols if _spelt(metric).startswith(_spelt(use.split(":")[-1]))]
-    chosen = max(
-        fitting, key=len, default=next(iter(protocols), None) if len(protocols) == 1 else None
-    )
-    found = protocols.get(chosen) if chosen is not None else None
-    return found if isinstance(found, Mapping) else None
-
-
-def _spelt(name: str) -> str:
-    return name.replace("_", "-").casefold()
-
-
-def protocol_text(protocol: Mapping[str, Any] | None) -> str:
-    """A protocol on one line."""
-    if not protocol:
-        return "its protocol was not stored: do not compare it"
-    parts = (f"{key} {_value(value)}" for key, value in protocol.items() if value is not None)
-    return clean("; ".join(parts))
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(one) for one in value) + "]"
-    return number(value)
 
 
 def cost_rows(plan: Mapping[str, Any]) -> list[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -19,8 +19,8 @@ from advdiff_core.errors import DataError
 from advdiff_core.hooks.specs import Section
 from advdiff_core.report.charts import Series, legend, line_chart
 from advdiff_core.report.compare import comparison, differences
-from advdiff_core.report.facts import clean, cost_rows, facts, number, protocol_of, protocol_text
-from advdiff_core.report.facts import sentence as one_sentence
+from advdiff_core.report.facts import clean, cost_rows, facts, number, sentence
+from advdiff_core.report.measures import Group, groups_of
 from advdiff_core.report.record import Picture, RunRecord
 
 __all__ = ["render"]
@@ -55,7 +55,7 @@ def render(records: Sequence[RunRecord], sections: Sections = _no_sections) -> s
         policy=_policy(style),
         style=Markup(style),
         title=f"Comparison of {len(records)} runs" if several else clean(records[0].name),
-        lead="" if several else one_sentence(records[0]),
+        lead="" if several else sentence(records[0]),
         legend=legend([clean(one.name) for one in records]) if several else "",
         several=several,
         runs=[_RunPage.of(record, sections(record)) for record in records],
@@ -122,7 +122,7 @@ class _RunPage:
     name: str
     picture: _Image | None
     earlier: list[_Image]
-    metrics: list[dict[str, str]]
+    metrics: list[Group]
     measured: str
     cost: list[list[str]]
     sections: list[_SectionPage]
@@ -138,7 +138,7 @@ class _RunPage:
             name=clean(record.name),
             picture=pictures[-1] if pictures else None,
             earlier=pictures[:-1],
-            metrics=_metrics(record),
+            metrics=groups_of(record),
             measured=_measured(record),
             cost=cost_rows(record.plan),
             sections=[_SectionPage.of(section) for section in sections],
@@ -166,19 +166,6 @@ def _read(picture: Picture, problems: list[str]) -> _Image | None:
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _metrics(record: RunRecord) -> list[dict[str, str]]:
-    protocols = record.evaluation.get("protocols")
-    known: Mapping[str, Any] = protocols if isinstance(protocols, Mapping) else {}
-    return [
-        {
-            "name": clean(name),
-            "value": number(value),
-            "protocol": protocol_text(protocol_of(name, known)),
-        }
-        for name, value in sorted(record.metrics.items())
-    ]
 
 
 def _measured(record: RunRecord) -> str:

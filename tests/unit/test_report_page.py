@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from advdiff_core.engine import strict_json
 from advdiff_core.errors import DataError
 from advdiff_core.hooks.specs import Section
-from advdiff_core.report.facts import facts, protocol_of
+from advdiff_core.report.facts import facts
+from advdiff_core.report.measures import groups_of, main_names, protocol_of
 from advdiff_core.report.page import render
 from advdiff_core.report.record import RunRecord, read_record
 
@@ -253,19 +254,43 @@ def test_comparison_gives_the_spread_over_seeds() -> None:
 def test_number_without_protocol_is_marked() -> None:
     """A number whose protocol was not stored must not be compared."""
     html = render([record_of(Path("/r/a"), evaluation={"metrics": {"frechet": 1.0}})])
-    assert "its protocol was not stored: do not compare it" in html
+    assert "Its protocol was not stored: do not compare these numbers." in html
+
+
+PROTOCOLS = {
+    "frechet": {"features": "pixels"},
+    "residual-noise": {"mask": "3x3"},
+    "other-dist:plane-distance": {"plane": "given"},
+}
 
 
 @pytest.mark.parametrize(
     ("metric", "owner"),
-    [("frechet", "frechet"), ("residual_noise", "residual-noise"), ("frechet/pixels", "frechet"),
-     ("residual-noise.data", "residual-noise"), ("other", None)],
+    [("frechet", "frechet"), ("residual_noise", "residual-noise"), ("frechet.tap", "frechet"),
+     ("noise_level", "residual-noise"), ("plane_std", "other-dist:plane-distance"), ("x", None)],
 )  # fmt: skip
 def test_protocol_is_found_by_the_metrics_name(metric: str, owner: str | None) -> None:
-    """A number belongs to the metric its name begins with."""
-    protocols = {"frechet": {"of": "frechet"}, "residual-noise": {"of": "residual-noise"}}
-    found = protocol_of(metric, protocols)
-    assert (found or {}).get("of") == owner
+    """A number belongs to the metric it shares most words with, or to the one that is stored."""
+    assert protocol_of(metric, {"protocols": PROTOCOLS}) == owner
+    stored = {"protocols": PROTOCOLS, "owners": {metric: "frechet"}}
+    assert protocol_of(metric, stored) == "frechet"
+
+
+def test_numbers_of_samples_stand_beside_those_of_the_data() -> None:
+    """`x`, `x_data` and `x_clean` are one row; `x_to_data` is a quantity of its own."""
+    metrics = {
+        "noise_level": 0.3, "noise_level_clean": 0.1, "noise_level_data": 0.5,
+        "residual_noise": 0.2, "residual_noise_data": 0.4, "frechet_to_data": 7.0,
+    }  # fmt: skip
+    record = record_of(Path("/r/a"), evaluation={"metrics": metrics, "protocols": PROTOCOLS})
+    groups = {group.protocol.partition(":")[0]: group for group in groups_of(record)}
+    noise = groups["residual-noise"]
+    assert noise.columns == ["samples", "training data", "clean data"]
+    assert {row.name: row.cells for row in noise.rows} == {
+        "noise_level": ["0.3", "0.5", "0.1"], "residual_noise": ["0.2", "0.4", ""],
+    }  # fmt: skip
+    assert groups["frechet"].columns == ["value"]
+    assert main_names(metrics) == ["frechet_to_data", "noise_level", "residual_noise"]
 
 
 @pytest.mark.parametrize(

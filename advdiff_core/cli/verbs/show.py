@@ -86,11 +86,10 @@ def _facts(record: RunRecord) -> dict[str, Any]:
 
 
 def _print_run(record: RunRecord) -> None:
-    share = f" ({100 * record.nimg // record.images} %)" if record.images else ""
     holder = f", by {escape(record.holder)}" if record.holder else ""
     facts: list[tuple[str, str]] = [
         ("state", record.state + holder),
-        ("images", f"{record.nimg:,} of {record.images:,}{share}"),
+        ("images", _how_far(record)),
         ("checkpoint", f"{record.checkpoints[0]:,}" if record.checkpoints else "none"),
     ]
     facts += [(name, number(value)) for name, value in sorted(record.metrics.items())]
@@ -103,6 +102,13 @@ def _print_run(record: RunRecord) -> None:
         emit(f"  problem: {escape(problem, limit=600)}")
     if record.state == "stopped":
         emit(f"go on with: advdiff train --resume {escape(record.folder)}")
+
+
+def _how_far(record: RunRecord) -> str:
+    if record.nimg > record.images:
+        return f"{record.nimg:,}, beyond the {record.images:,} of its recipe"
+    share = f" ({100 * record.nimg // record.images} %)" if record.images else ""
+    return f"{record.nimg:,} of {record.images:,}{share}"
 
 
 def _tables(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
