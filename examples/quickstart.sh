@@ -10,6 +10,11 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/../tests/setup_env.sh"
 setup_env core
 
 advdiff=$venv/bin/advdiff
+# Whatever else is installed, this run sees the plugins of this repository alone.
+plugins=("$root"/plugins/*/)
+plugins=("${plugins[@]%/}")
+ADVDIFF_PLUGINS=$(IFS=, && printf '%s' "${plugins[*]/#*\//advdiff-}")
+export ADVDIFF_PLUGINS
 result=$(mktemp)
 trap 'rm -f "$result"' EXIT
 
