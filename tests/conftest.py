@@ -44,13 +44,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def toy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A folder on `sys.path` with toy components of every kind, in the name of the core."""
-    folder = tmp_path_factory.mktemp("toy_site")
-    sys.path.insert(0, str(folder))
-    made = Site(folder)
+    """Toy components of every kind, in the name of the core.
+
+    Their metadata are not on `sys.path`: a scan of what is installed finds the real core.
+    """
+    made = Site(tmp_path_factory.mktemp("toy_metadata"), tmp_path_factory.mktemp("toy_code"))
+    sys.path.insert(0, str(made.code))
     made.toy_core()
     yield made
-    sys.path.remove(str(folder))
+    sys.path.remove(str(made.code))
     made.forget()
 
 

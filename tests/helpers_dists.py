@@ -172,14 +172,16 @@ TOY_GROUPS = {
 
 
 class Site:
-    """A folder on `sys.path` that distributions are written into.
+    """A folder that distributions are written into.
 
     Args:
-        folder: The folder.
+        folder: Where their metadata go.
+        code: Where their modules go; the same folder if left out. It must be on `sys.path`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, code: Path | None = None) -> None:
         self.folder = folder
+        self.code = code or folder
         self._before = set(sys.modules)
 
     def dist(
@@ -210,7 +212,7 @@ class Site:
         raw = groups if isinstance(groups, str | bytes) else _entry_points(groups)
         (folder / "entry_points.txt").write_bytes(raw.encode() if isinstance(raw, str) else raw)
         for path, source in (modules or {}).items():
-            target = self.folder / (path if "." in path else f"{path}.py")
+            target = self.code / (path if "." in path else f"{path}.py")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(source)
         return folder
@@ -227,7 +229,7 @@ class Site:
         """Drop modules that were imported from the folder."""
         for name in set(sys.modules) - self._before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).is_relative_to(self.folder):
+            if file and Path(file).is_relative_to(self.code):
                 del sys.modules[name]
 
 

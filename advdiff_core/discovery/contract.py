@@ -5,9 +5,9 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 import attrs
 
@@ -22,6 +22,9 @@ _ALLOWED = (
     "bool, int, float, str, Literal, Path, tuple, dict[str, ...], X | None, "
     "nested settings classes and Spec"
 )
+
+#: Resolved annotations by class and owner: resolving them takes half the time of a load.
+_TYPES: WeakKeyDictionary[type[Any], dict[type[Any] | None, dict[str, Any]]] = WeakKeyDictionary()
 
 
 class BrokenSettingsError(Exception):
@@ -38,11 +41,13 @@ def field_types(cls: type[Any], owner: type[Any] | None = None) -> dict[str, Any
     Raises:
         BrokenSettingsError: If an annotation cannot be resolved.
     """
-    return _field_types(cls, owner)
+    by_owner = _TYPES.setdefault(cls, {})
+    if owner not in by_owner:
+        by_owner[owner] = _resolved(cls, owner)
+    return by_owner[owner]
 
 
-@lru_cache(maxsize=512)
-def _field_types(cls: Any, owner: Any) -> dict[str, Any]:
+def _resolved(cls: type[Any], owner: type[Any] | None) -> dict[str, Any]:
     names = dict(vars(owner)) if owner is not None else None
     try:
         hints = typing.get_type_hints(cls, localns=names)

@@ -78,7 +78,7 @@ def _editable_project(installed: metadata.Distribution) -> Path | None:
     """The source folder of an editable installation (PEP 610)."""
     try:
         record = json.loads(installed.read_text("direct_url.json") or "{}")
-        url = urlparse(record["url"])
+        url = urlparse(str(record["url"]))
         editable = record["dir_info"]["editable"] is True
     except (ValueError, KeyError, TypeError):
         return None
