@@ -63,10 +63,10 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def shown_metrics(metrics: Mapping[str, float]) -> str:
-    """The losses (or else the first numbers) as `denoise 0.0213  adv 0.1`, at most four."""
+def shown_metrics(metrics: Mapping[str, float], most: int = MAX_SHOWN) -> str:
+    """The losses (or else the first numbers) as `denoise 0.0213  adv 0.1`, at most `most`."""
     losses = {name.rpartition("/")[2]: v for name, v in metrics.items() if name.startswith("loss")}
-    chosen = list((losses or dict(metrics)).items())[:MAX_SHOWN]
+    chosen = list((losses or dict(metrics)).items())[:most]
     return "  ".join(f"{escape(name, limit=24)} {value:.4g}" for name, value in chosen)
 
 
@@ -117,7 +117,7 @@ class Progress:
                 completed=nimg,
                 speed=f"{self._speed.rate:,.0f} images/s",
                 left=clock(self._speed.left(run.images)),
-                losses=shown_metrics(metrics),
+                losses=shown_metrics(metrics, self._room()),
             )
         elif now - self._said >= QUIET:
             self._said = now
@@ -145,6 +145,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _room(self) -> int:
+        """How many losses fit beside the rest."""
+        width = self._bar.console.width if self._bar is not None else 0
+        return min(MAX_SHOWN, max(1, (width - 62) // 22))
 
     def _open_bar(self, run: RunInfo) -> None:
         bar = _new_bar()

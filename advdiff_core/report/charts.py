@@ -103,8 +103,9 @@ def _y_axis(points: Sequence[tuple[float, float]]) -> Axis:
         return _log_axis(low, high)
     if low == high:
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
+    # A quantity that comes near zero is seen in proportion to it.
     room = (high - low) * 0.06
-    low, high = low - room if low < 0 or low > room else 0.0, high + room
+    low, high = 0.0 if 0 <= low < 0.4 * high else low - room, high + room
     scale = (HEIGHT - TOP - BOTTOM) / (high - low)
     return Axis(place=lambda y: TOP + (high - y) * scale, marks=ticks(low, high, 4))
 

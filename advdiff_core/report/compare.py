@@ -39,7 +39,8 @@ def _repetitions(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 def _spread(group: Sequence[RunRecord], names: Sequence[str]) -> Iterator[list[str]]:
     columns = {name: [one.metrics[name] for one in group if name in one.metrics] for name in names}
-    title = f"mean of {len(group)} seeds ({', '.join(clean(one.name) for one in group)})"
+    numbers = ", ".join(clean(one.name.partition("-")[0], limit=12) for one in group)
+    title = f"mean of {len(group)} seeds ({numbers})"
     yield [title, "", *(_mean(columns[name]) for name in names)]
     yield ["lowest to highest", "", *(_range(columns[name]) for name in names)]
 

@@ -247,7 +247,7 @@ def test_comparison_gives_the_spread_over_seeds() -> None:
         evaluation = {**one.evaluation, "metrics": {"frechet": value}}
         records.append(record_of(one.folder, recipe=recipe, evaluation=evaluation))
     html = render(records)
-    assert "mean of 3 seeds (00001-a, 00002-a, 00003-a)" in html
+    assert "mean of 3 seeds (00001, 00002, 00003)" in html
     assert "2 to 6" in html
 
 
