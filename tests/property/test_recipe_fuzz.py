@@ -11,7 +11,7 @@ from helpers_recipes import FULL, LEAST, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advdiff_core.discovery import Catalogue
+from advdiff_core.discovery import Catalogue, scan
 from advdiff_core.errors import RecipeError
 from advdiff_core.recipe import Recipe, load_recipe, recipe_from_dict
 
@@ -186,3 +186,18 @@ def test_the_canonical_text_is_a_fixed_point(toys: Catalogue, text: str):
     """Dumping what was loaded from a dump changes no byte."""
     once = load(toys, text).dumps()
     assert load(toys, once).dumps() == once
+
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted([*ROOT.glob("examples/*.toml"), *ROOT.glob("plugins/*/recipes/*.toml")])
+
+
+@pytest.mark.parametrize("source", SHIPPED, ids=lambda path: path.stem)
+def test_mutated_shipped_recipes_are_refused_or_load_to_an_equal_one(source: Path, tmp_path: Path):
+    """R04: the recipes users start from, with the components that are really installed."""
+    catalogue = scan()
+    rng = random.Random(source.stem)
+    path = tmp_path / "r.toml"
+    for _ in range(100):
+        path.write_bytes(mutated(rng, source.read_bytes()))
+        survives(path, catalogue)
