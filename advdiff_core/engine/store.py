@@ -250,29 +250,31 @@ class Store:
         for nimg, path, _ in known:
             if path not in stay:
                 try:
-                    self._discard(nimg, path)
+                    problems += self._discard(nimg, path)
                 except StorageError as error:
                     problems.append(f"cannot remove an old checkpoint: {error}")
         return problems
 
-    def _discard(self, nimg: int, path: Path) -> None:
+    def _discard(self, nimg: int, path: Path) -> list[str]:
         """Hide a checkpoint in one step, then delete it: a kill between leaves a hidden folder."""
         hidden = self.root / f".del-{nimg}-{unique_tag()}"
         with reported(path, fs=self.fs):
             self.fs.rename(path, hidden)
             self.fs.sync_dir(self.root)
-        self._remove(hidden)
+        return self._remove(hidden)
 
     def _sweep(self) -> None:
-        """Remove leftovers of dead processes: temporary, half-deleted and replaced checkpoints."""
+        """Remove what dead processes left: temporary, half-deleted and replaced checkpoints."""
         with suppress(OSError):
             for path in sorted(self.root.iterdir()):
                 match = _LEFTOVER.fullmatch(path.name)
                 if match is None or not is_dead(match[3]):
                     continue
-                # Set aside by a process that died before the successor was in place: still the
-                # newest.
-                if match[1] != "old" or (self.root / match[2]).exists():
+                plain = self.root / match[2]
+                if match[1] == "old" and not plain.exists():
+                    # Its process died before the successor was in place: it is still the newest.
+                    self.fs.rename(path, plain)
+                else:
                     self._remove(path)
 
     def _remove(self, folder: Path) -> list[str]:

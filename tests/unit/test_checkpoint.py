@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from advdiff_core.engine import strict_json
+from advdiff_core.engine import fsio, strict_json
 from advdiff_core.engine.checkpoint import (
     Ranks,
     Store,
@@ -25,6 +25,12 @@ from advdiff_core.engine.manifest import COMMIT, MANIFEST, commit_text
 from advdiff_core.errors import AdvdiffError, DataError, StorageError
 
 META = {"health": {"finite": True, "loss": 0.5}}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Real syncs are slow, and what they promise is tested elsewhere."""
+    monkeypatch.setattr(fsio.os, "fsync", lambda descriptor: None)
 
 
 def shared(value=1.0):
