@@ -13,13 +13,13 @@ from click import shell_completion
 from advdiff_core.cli.app import PROGRAM, Site, app
 from advdiff_core.errors import (
     AdvdiffError,
+    Interrupted,
     PluginError,
     StorageError,
     UsageError,
-    escape,
     one_line,
 )
-from advdiff_core.hooks.terminal import say
+from advdiff_core.hooks.terminal import cause_of, say, shown
 
 __all__ = ["main"]
 
@@ -76,14 +76,16 @@ def _explain(error: BaseException, site: Site) -> int:
 
 def _explain_known(error: AdvdiffError, site: Site) -> int:
     for line in error.lines():
-        say(line)
+        # Stopping on request is no error; the line says how to go on.
+        stopped = isinstance(error, Interrupted)
+        say(line.replace("advdiff: error ", "advdiff: ", 1) if stopped else line)
     if isinstance(error, PluginError) and error.__cause__ is not None:
         say(_crash_log(error, site))
     return error.exit_code
 
 
 def _bug(error: BaseException, site: Site) -> int:
-    message = f"this is a bug in advdiff: {type(error).__name__}: {error}"
+    message = f"this is a bug in advdiff: {cause_of(error)}"
     say(one_line(message, code=str(BUG), fix="please report it with this file:"))
     say(_crash_log(error, site))
     return BUG
@@ -92,7 +94,7 @@ def _bug(error: BaseException, site: Site) -> int:
 def _crash_log(error: BaseException, site: Site) -> str:
     from advdiff_core.cli.crash import write_crash_log
 
-    return escape(write_crash_log(error, site.folder), limit=4096)
+    return shown(write_crash_log(error, site.folder))
 
 
 def _usage(error: click.ClickException) -> UsageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advdiff_core.errors import escape
-from advdiff_core.hooks.terminal import say
+from advdiff_core.hooks.terminal import say, shown
 
 if TYPE_CHECKING:
     from advdiff_core.recipe import Recipe
 
-__all__ = ["emit", "emit_json", "number", "say_warnings", "table"]
+__all__ = ["emit", "emit_json", "number", "quoted", "say_warnings", "shown", "table"]
 
 
 def emit(text: str = "") -> None:
@@ -63,3 +64,8 @@ def say_warnings(recipe: Recipe) -> None:
     """Tell on stderr what a recipe's author should know although it can be run."""
     for fault in recipe.warnings:
         say(fault.as_line().replace("advdiff: error", "advdiff: warning", 1))
+
+
+def quoted(path: Path | str) -> str:
+    """A path as part of a command that a person may copy into a shell."""
+    return shlex.quote(shown(path))

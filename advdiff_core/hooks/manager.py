@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from advdiff_core.errors import AdvdiffError, PluginError, StorageError, escape, nearest
+from advdiff_core.errors import PluginError, StorageError, escape, nearest
 from advdiff_core.hooks.specs import NAMES, PROJECT, Section, new_manager
-from advdiff_core.hooks.terminal import say
+from advdiff_core.hooks.terminal import cause_of, say
 
 if TYPE_CHECKING:
     import click
@@ -239,8 +239,5 @@ def _warning(name: str, owner: str, event: str, error: BaseException, what: str)
     if isinstance(error, PluginError):
         # The guard around an import has said already who failed.
         return f"advdiff: warning: {escape(error.message, limit=600)} - {what}"
-    plain = isinstance(error, AdvdiffError)
-    kind = "" if plain else type(error).__name__
-    cause = ": ".join(part for part in (kind, escape(error)) if part)
     who = f"{PROJECT} hook {escape(name)!r} ({owner})"
-    return f"advdiff: warning: {who} failed in {event}: {cause} - {what}"
+    return f"advdiff: warning: {who} failed in {event}: {cause_of(error)} - {what}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from advdiff_core.errors import escape
 from advdiff_core.hooks.specs import RunInfo, hookimpl
-from advdiff_core.hooks.terminal import say
+from advdiff_core.hooks.terminal import say, shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -100,7 +100,7 @@ class Progress:
         self._speed = Speed(run.nimg, self._begin)
         going_on = f" from {run.nimg:,}" if run.nimg else ""
         say(
-            f"advdiff: {escape(run.folder)}: training to {run.images:,} images{going_on} "
+            f"advdiff: {shown(run.folder)}: training to {run.images:,} images{going_on} "
             f"on {escape(run.device)}, {run.batch:,} per step; Ctrl-C saves and stops"
         )
         if _is_terminal():
@@ -127,7 +127,7 @@ class Progress:
     def checkpoint_saved(self, nimg: int, path: Path) -> None:
         """Say so where there is no bar."""
         if self._bar is None:
-            say(f"checkpoint at {nimg:,} images: {escape(path)}")
+            say(f"checkpoint at {nimg:,} images: {shown(path)}")
 
     @hookimpl
     def run_finished(self, run: RunInfo) -> None:

@@ -97,7 +97,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException]
          "advdiff: error[S01] a/b: is damaged - mend"),
         (StorageError("the disk is full", code="S03"), 5, "advdiff: error[S03] the disk is full"),
         (NumericsError("loss is nan", code="N01"), 6, "advdiff: error[N01] loss is nan"),
-        (Interrupted("stopped"), 75, "advdiff: error stopped"),
+        (Interrupted("stopped at 5", where="r", fix="go on with: x"), 75,
+         "advdiff: r: stopped at 5 - go on with: x"),
         (PermissionError(13, "Permission denied", "/x"), 5,
          "advdiff: error /x: Permission denied - check that the path exists, is writable and has "
          "space"),

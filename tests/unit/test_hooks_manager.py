@@ -150,6 +150,21 @@ def test_hooks_survive_a_listener_that_raises(error: BaseException) -> None:
     assert warnings[0].endswith("- it is switched off for this run")
 
 
+class UnspeakableError(Exception):
+    """Raises again when it is printed."""
+
+    def __str__(self) -> str:
+        """Raise."""
+        raise ValueError("no text")
+
+
+def test_hooks_survive_an_error_that_cannot_be_printed() -> None:
+    """Not even its message may stop the run."""
+    hooks, warnings = hooks_of(Raising(UnspeakableError()))
+    hooks.metrics_logged(RUN, 10, {})
+    assert "UnspeakableError: (its message cannot be shown)" in warnings[0]
+
+
 def test_hooks_let_a_ctrl_c_through() -> None:
     """A KeyboardInterrupt is the user's, not the listener's."""
     hooks, _ = hooks_of(Raising(KeyboardInterrupt()))

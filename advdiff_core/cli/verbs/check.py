@@ -8,8 +8,8 @@ import click
 
 from advdiff_core.cli import options
 from advdiff_core.cli.environment import catalogue
-from advdiff_core.cli.output import emit, emit_json, say_warnings
-from advdiff_core.errors import RecipeError, escape
+from advdiff_core.cli.output import emit, emit_json, say_warnings, shown
+from advdiff_core.errors import RecipeError
 from advdiff_core.hooks.terminal import say
 
 
@@ -38,7 +38,7 @@ def command(ctx: click.Context, recipe: Path, overrides: tuple[str, ...], as_jso
     if as_json:
         emit_json([])
     else:
-        emit(f"{escape(recipe)}: ok")
+        emit(f"{shown(recipe)}: ok")
 
 
 def _print(error: RecipeError) -> None:

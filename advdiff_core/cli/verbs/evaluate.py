@@ -8,7 +8,7 @@ import click
 
 from advdiff_core.cli import options
 from advdiff_core.cli.app import Site
-from advdiff_core.cli.output import emit, emit_json, number, table
+from advdiff_core.cli.output import emit, emit_json, number, shown, table
 from advdiff_core.errors import escape
 from advdiff_core.hooks.terminal import say
 
@@ -37,7 +37,7 @@ def command(site: Site, run: Path, checkpoint: int | None, as_json: bool) -> Non
     if as_json:
         emit_json({"run": run, "nimg": trained.nimg, "metrics": metrics})
     elif metrics:
-        emit(f"{escape(run)}, {trained.nimg:,} images")
+        emit(f"{shown(run)}, {trained.nimg:,} images")
         emit(table([(name, number(v)) for name, v in sorted(metrics.items())], indent="  "))
     else:
         emit("the recipe names no metrics: add them to [evaluate]")

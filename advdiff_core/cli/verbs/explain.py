@@ -139,9 +139,9 @@ def _print_component(facts: dict[str, Any]) -> None:
     emit(
         f"{facts['kind']} {escape(facts['name'])}, from {facts['distribution']} {facts['version']}"
     )
-    emit(f"\n{facts['description']}\n")
+    emit("\n" + "\n".join(escape(line) for line in facts["description"].split("\n")) + "\n")
     if facts["family"]:
-        emit(f"A family: {facts['family']}\n")
+        emit(f"A family: {escape(facts['family'])}\n")
     if facts["settings"]:
         _print_keys(facts["settings"])
     else:

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from advdiff_core.cli import completion, options
-from advdiff_core.cli.output import emit, emit_json, table
+from advdiff_core.cli.output import emit, emit_json, quoted, shown, table
 from advdiff_core.cli.shipped import copy_text, find_shipped, shipped_recipes
-from advdiff_core.errors import StorageError, UsageError, escape
+from advdiff_core.errors import StorageError, UsageError
 
 
 @click.command("new")
@@ -32,8 +32,8 @@ def command(name: str | None, file: Path | None, force: bool, as_json: bool) -> 
     if as_json:
         emit_json({"file": target, "recipe": shipped.reference})
     else:
-        emit(f"{escape(target)}: copied from {shipped.reference}")
-        emit(f"next: advdiff check {escape(target)} && advdiff train {escape(target)}")
+        emit(f"{shown(target)}: copied from {shipped.reference}")
+        emit(f"next: advdiff check {quoted(target)} && advdiff train {quoted(target)}")
 
 
 def _list(as_json: bool) -> None:

@@ -10,7 +10,7 @@ import click
 
 from advdiff_core.cli import completion, options
 from advdiff_core.cli.environment import load_hooks
-from advdiff_core.cli.output import emit, emit_json
+from advdiff_core.cli.output import emit, emit_json, shown
 from advdiff_core.errors import escape
 from advdiff_core.hooks.terminal import say
 
@@ -48,7 +48,7 @@ def command(runs: tuple[Path, ...], out: Path | None, no_plugins: bool, as_json:
     if as_json:
         emit_json({"report": target, "runs": runs})
     else:
-        emit(escape(target, limit=4096))
+        emit(shown(target))
 
 
 def _no_sections(record: RunRecord) -> Sequence[Section]:

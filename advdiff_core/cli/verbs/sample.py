@@ -10,7 +10,7 @@ import click
 from advdiff_core.cli import options
 from advdiff_core.cli.app import Site
 from advdiff_core.cli.numbers import parse_ranges, ranges_text, seeds_of
-from advdiff_core.cli.output import emit, emit_json
+from advdiff_core.cli.output import emit, emit_json, shown
 from advdiff_core.errors import UsageError, escape
 from advdiff_core.hooks.progress import clock
 from advdiff_core.hooks.terminal import say
@@ -87,8 +87,8 @@ def command(  # noqa: PLR0913 - one argument per option.
         emit_json({**facts, "seeds": ranges_text(chosen)})
     else:
         took = f"{made.nfe} NFE per sample, {clock(made.seconds)}"
-        emit(f"{escape(facts['out'])}: {len(chosen):,} samples, {took}")
-        emit(f"  {escape(facts['files']['picture'])}")
+        emit(f"{shown(facts['out'])}: {len(chosen):,} samples, {took}")
+        emit(f"  {shown(facts['files']['picture'])}")
 
 
 def _labels(trained: Trained, classes: list[int] | None, count: int) -> Tensor | None:

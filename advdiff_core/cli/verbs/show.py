@@ -10,7 +10,7 @@ import click
 
 from advdiff_core.cli import completion, options
 from advdiff_core.cli.environment import catalogue
-from advdiff_core.cli.output import emit, emit_json, number, table
+from advdiff_core.cli.output import emit, emit_json, number, quoted, shown, table
 from advdiff_core.errors import UsageError, escape
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def _print_run(record: RunRecord) -> None:
     if record.rows:
         last = record.rows[-1].items()
         facts += [(key, number(value)) for key, value in last if key.startswith("loss")]
-    emit(escape(record.folder))
+    emit(shown(record.folder))
     emit(table(facts, indent="  "))
     for problem in record.problems:
         emit(f"  problem: {escape(problem, limit=600)}")
     if record.state == "stopped":
-        emit(f"go on with: advdiff train --resume {escape(record.folder)}")
+        emit(f"go on with: advdiff train --resume {quoted(record.folder)}")
 
 
 def _how_far(record: RunRecord) -> str:

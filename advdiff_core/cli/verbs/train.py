@@ -11,8 +11,8 @@ import click
 from advdiff_core.cli import completion, options
 from advdiff_core.cli.app import Site
 from advdiff_core.cli.environment import catalogue, load_hooks
-from advdiff_core.cli.output import emit, emit_json, number, say_warnings, table
-from advdiff_core.errors import UsageError, escape
+from advdiff_core.cli.output import emit, emit_json, number, quoted, say_warnings, shown, table
+from advdiff_core.errors import UsageError
 from advdiff_core.hooks.progress import clock
 from advdiff_core.hooks.specs import RunInfo, hookimpl
 
@@ -102,8 +102,7 @@ def _print(result: RunResult, as_json: bool) -> None:
             "metrics": result.metrics,
         })  # fmt: skip
         return
-    run = escape(result.run)
-    emit(f"{run}: {result.nimg:,} images, {clock(result.seconds)}")
+    emit(f"{shown(result.run)}: {result.nimg:,} images, {clock(result.seconds)}")
     if result.metrics:
         emit(table([(name, number(v)) for name, v in result.metrics.items()], indent="  "))
-    emit(f"next: advdiff report {run}")
+    emit(f"next: advdiff report {quoted(result.run)}")
