@@ -22,6 +22,7 @@ checkpoint_every = 128
 device = "cpu"
 [data]
 use = "two-moons"
+count = 500
 corrupt = [{ use = "gaussian", fraction = 0.5, std = 0.1 }]
 [models.student]
 use = "mlp"
