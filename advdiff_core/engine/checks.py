@@ -22,15 +22,12 @@ def check_term(name: str, term: LossTerm, step: TrainStep) -> Tensor:
             computed from an undeclared query, or if a shared tensor was edited in place.
     """
     step.asked.clear()
-    before = step.versions()
     loss: Tensor = term(step)
     complaint = _complaint(loss, step)
     undeclared = [query for query in step.asked if query not in term.needs]
     if not complaint and undeclared:
         complaint = f"asked for {undeclared[0]!r}, which `needs` does not list"
-    edited = [
-        query for query, version in step.versions().items() if before.get(query, version) != version
-    ]
+    edited = step.edited()
     if not complaint and edited:
         complaint = f"edited the value of {edited[0]!r} in place"
     if complaint:

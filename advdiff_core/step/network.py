@@ -64,9 +64,7 @@ class RoleNetwork:
 
         with _grad(mode):
             x_t = self._entering(x_t, mode)
-            found: Prediction = self.role.wear(
-                forward, x_t, t, labels, taps=taps, stop_at=stop_at
-            )
+            found: Prediction = self.role.wear(forward, x_t, t, labels, taps=taps, stop_at=stop_at)
         return found
 
     def classify(

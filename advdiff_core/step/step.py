@@ -76,6 +76,7 @@ class TrainStep:
         self.searching = False
         self.asked: set[Query[Any]] = set()
         self._memo: dict[Query[Any], Any] = {}
+        self._writes: dict[Query[Any], int] = {}
         self._computing: list[Query[Any]] = []
         #: What may be asked now; None for every query of the plan.
         self._allowed: tuple[Query[Any], ...] | None = None
@@ -130,6 +131,7 @@ class TrainStep:
             self._allowed = allowed
         free = self.plan.views[query] & self.plan.free_views
         self._memo[query] = detached(value) if query.detached and not free else value
+        self._writes[query] = _writes(value)
 
     def _refuse(self, query: Query[Any]) -> None:
         asker = f" by {self._computing[-1]!r}" if self._computing else ""
@@ -242,12 +244,10 @@ class TrainStep:
             inside = norms.project(proposed, norm=budget.norm, radius=budget.radius)
             self._free[name] = (inside, budget)
 
-    def versions(self) -> dict[Query[Any], int]:
-        """How often the tensors of each memoized value were written to; shows edits in place."""
-        return {
-            query: sum(tensor._version for tensor in tensors_in(value))
-            for query, value in self._memo.items()
-        }
+    def edited(self) -> list[Query[Any]]:
+        """Queries whose value was written to in place since it was computed; asked ones first."""
+        found = [q for q, value in self._memo.items() if _writes(value) != self._writes.get(q)]
+        return sorted(found, key=lambda query: query not in self.asked)
 
     def target(self, role: str) -> Tensor:
         """Features of the clean images from an alignment target, without gradient."""
@@ -281,6 +281,11 @@ class TrainStep:
         probes = View(view).probes(self.scene)
         roles = sorted(frozenset().union(*(self.plan.value_roles[query] for query in probes)))
         return [self._role(role).module for role in roles]
+
+
+def _writes(value: Any) -> int:
+    """How often the tensors of a value have been written to."""
+    return sum(tensor._version for tensor in tensors_in(value))
 
 
 def global_generator(device: torch.device) -> torch.Generator:
