@@ -167,7 +167,12 @@ def test_pooled_features_average_positions():
 @pytest.mark.parametrize(
     ("settings", "key", "words", "fix"),
     [
-        ({"role": "judges"}, "role", "there is no role 'judges'; there are judge", 'role = "judge"'),
+        (
+            {"role": "judges"},
+            "role",
+            "there is no role 'judges'; there are judge",
+            'role = "judge"',
+        ),
         ({}, "role", "there is no role None; there are judge", 'role = "judge"'),
         (
             {"role": "judge", "tap": "down.1"},
