@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -150,17 +151,33 @@ class RaisingSearch(Perturbation):
 
 
 class RaisingHook:
-    """Fails on every event."""
+    """Fails on the events that `[hooks.toy-raising-hook] events = [...]` names; quiet without it."""
+
+    def __init__(self) -> None:
+        self.events: tuple[str, ...] = ()
 
     @hookimpl
-    def run_started(self, run: object) -> None:
-        """Fail."""
-        del run
-        message = "toy hook: run_started"
-        raise RuntimeError(message)
+    def configured(self, options: Mapping[str, Any]) -> None:
+        """Be told when to fail."""
+        self.events = tuple(options.get("events", ()))
+        self._fail("configured")
 
     @hookimpl
-    def metrics_logged(self, nimg: int) -> None:
-        """Fail."""
-        message = f"toy hook: metrics_logged at {nimg}"
-        raise RuntimeError(message)
+    def run_started(self) -> None:
+        """Fail if told to."""
+        self._fail("run_started")
+
+    @hookimpl
+    def metrics_logged(self) -> None:
+        """Fail if told to."""
+        self._fail("metrics_logged")
+
+    @hookimpl
+    def checkpoint_saved(self) -> None:
+        """Fail if told to."""
+        self._fail("checkpoint_saved")
+
+    def _fail(self, event: str) -> None:
+        if event in self.events:
+            message = f"toy hook: {event}"
+            raise RuntimeError(message)
