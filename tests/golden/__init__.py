@@ -1,0 +1,1 @@
+"""What one step of each shipped recipe computes; see `record.py`."""
