@@ -151,7 +151,7 @@ class RaisingSearch(Perturbation):
 
 
 class RaisingHook:
-    """Fails on the events that `[hooks.toy-raising-hook] events = [...]` names; quiet without it."""
+    """Fails on the events that `[hooks.toy-raising-hook] events = [...]` names, and only then."""
 
     def __init__(self) -> None:
         self.events: tuple[str, ...] = ()
