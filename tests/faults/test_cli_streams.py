@@ -34,6 +34,7 @@ use = "denoise"
 def shell(command: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash with only the core's components."""
     variables = {**os.environ, "ADVDIFF_PLUGINS": "", "OMP_NUM_THREADS": "1", **environ}
+    variables.pop("PYTHONUNBUFFERED", None)
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         capture_output=True, text=True, check=False, cwd=folder, env=variables,
@@ -59,6 +60,36 @@ def test_a_full_disk_under_stdout_is_told(tmp_path: Path) -> None:
         "advdiff: error No space left on device - "
         "check that the path exists, is writable and has space\n"
     )
+
+
+def test_closed_streams_are_never_taken_by_other_files(tmp_path: Path) -> None:
+    """Or what native code prints would end up inside a checkpoint."""
+    script = (
+        "import sys; from advdiff_core.cli import main; main(['--version']); "
+        "sys.exit(open('x', 'w').fileno() <= 2)"
+    )
+    done = shell(f'{sys.executable} -c "{script}" <&- >&- 2>&-', tmp_path)
+    assert done.returncode == 0
+
+
+def test_a_verb_that_leaves_text_unwritten_is_flushed(site: Site, tmp_path: Path) -> None:
+    """What a plugin's verb printed is either delivered or told of, before the exit code is."""
+    code = """
+import click
+from advdiff_core.hooks.specs import hookimpl
+
+class Hook:
+    @hookimpl
+    def cli_commands(self):
+        return [click.Command("greet", callback=lambda: print("hello"))]
+"""
+    groups = {"advdiff.v1.hooks": {"greeter": "printing_hooks:Hook"}}
+    site.dist("advdiff-greet", groups, modules={"printing_hooks": code})
+    environ = {"PYTHONPATH": str(site.folder), "ADVDIFF_PLUGINS": "advdiff-greet"}
+    done = shell(f"{ADVDIFF} greet > /dev/full", tmp_path, **environ)
+    assert done.returncode == 5
+    assert done.stderr.startswith("advdiff: error No space left on device")
+    assert shell(f"{ADVDIFF} greet", tmp_path, **environ).stdout == "hello\n"
 
 
 def test_a_closed_stderr_keeps_the_exit_code(tmp_path: Path) -> None:
