@@ -30,13 +30,14 @@ MAX_PARTS = 32
 #: Longest number, in characters; Python itself stops at 4,300 digits.
 MAX_DIGITS = 4300
 
-# Possessive, and with an optional end: linear on hostile text.
+# Unrolled loops with an optional end: linear on hostile text. Not possessive groups: they lose
+# characters before Python 3.11.5 (python/cpython#106052).
 _TOKEN = re.compile(
-    r'(?P<block>"""(?:[^"\\]++|\\[\s\S]|"(?!""))*+(?:"{3,5})?|'
-    r"'''(?:[^']++|'(?!''))*+(?:'{3,5})?)"
-    r'|(?P<part>"(?:[^"\\\n]++|\\.)*+"?|'
-    r"'[^'\n]*+'?|[A-Za-z0-9_+-]++)"
-    r"|(?P<dot>\.)|(?P<open>[\[{])|(?P<close>[\]}])|(?P<comment>#[^\n]*+)|(?P<line>\n)"
+    r'(?P<block>"""[^"\\]*(?:(?:\\[\s\S]|"(?!""))[^"\\]*)*(?:"{3,5})?|'
+    r"'''[^']*(?:'(?!'')[^']*)*(?:'{3,5})?)"
+    r'|(?P<part>"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|'
+    r"'[^'\n]*'?|[A-Za-z0-9_+-]+)"
+    r"|(?P<dot>\.)|(?P<open>[\[{])|(?P<close>[\]}])|(?P<comment>#[^\n]*)|(?P<line>\n)"
 )
 
 

@@ -22,11 +22,12 @@ Key = tuple[str | int, ...]
 _BLANK = re.compile(r"[ \t]*")
 _SPACE = re.compile(r"(?:[ \t\n]|#[^\n]*)*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+# No possessive quantifiers: CPython before 3.11.4 matches them wrongly inside alternatives.
 _STRING = re.compile(
-    r'"""(?:[^"\\]++|\\[\s\S]|"(?!""))*+"{3,5}|'
-    r"'''(?:[^']++|'(?!''))*+'{3,5}|"
-    r'"(?:[^"\\\n]++|\\.)*+"|'
-    r"'[^'\n]*+'"
+    r'"""[^"\\]*(?:(?:\\[\s\S]|"(?!""))[^"\\]*)*"{3,5}|'
+    r"'''[^']*(?:'(?!'')[^']*)*'{3,5}|"
+    r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|'
+    r"'[^'\n]*'"
 )
 _SCALAR = re.compile(r"[^,\]}#\n]*")
 _NEW_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\[ex]")
