@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ import advdiff_core.cli.verbs.completion as victim
 from advdiff_core.cli import environment, main
 from advdiff_core.errors import DataError, Interrupted, NumericsError, StorageError
 
-ADVDIFF = f"{sys.executable} -m advdiff_core"
+PYTHON = shlex.quote(sys.executable)
+ADVDIFF = f"{PYTHON} -m advdiff_core"
 
 RECIPE = """
 advdiff = 1
@@ -68,7 +70,7 @@ def test_closed_streams_are_never_taken_by_other_files(tmp_path: Path) -> None:
         "import sys; from advdiff_core.cli import main; main(['--version']); "
         "sys.exit(open('x', 'w').fileno() <= 2)"
     )
-    done = shell(f'{sys.executable} -c "{script}" <&- >&- 2>&-', tmp_path)
+    done = shell(f'{PYTHON} -c "{script}" <&- >&- 2>&-', tmp_path)
     assert done.returncode == 0
 
 
