@@ -18,7 +18,7 @@ from advdiff_core.engine import strict_json
 from advdiff_core.engine.assemble import Experiment, assemble
 from advdiff_core.engine.checkpoint import Checkpoint, Ranks, Store, find_checkpoint, load
 from advdiff_core.engine.distributed import World, joined_world
-from advdiff_core.engine.evaluate import evaluate
+from advdiff_core.engine.evaluate import evaluate, metrics
 from advdiff_core.engine.feed import SAMPLE_CHECK
 from advdiff_core.engine.generate import SampleSet, generate
 from advdiff_core.engine.planning import PlanReport, plan_experiment
@@ -96,6 +96,7 @@ def train(
         stack.enter_context(_torch_settings(recipe))
         experiment = assemble(recipe, world=world)
         _check_data(experiment)
+        _check_end(experiment)
         if world.any(bool(stop)):
             raise Interrupted("stopped before the first step; nothing was written")
         rundir, saved = _open(experiment, world, out, resume)
@@ -200,6 +201,13 @@ def _check_data(experiment: Experiment) -> None:
         raise DataError("there is no sample", code="D01", where="data", fix=fix)
     spread = torch.linspace(0, count - 1, min(SAMPLE_CHECK, count), dtype=torch.float64)
     experiment.source.check(spread.round().long())
+
+
+def _check_end(experiment: Experiment) -> None:
+    """Build what is needed after the training alone, so that its faults are found before it."""
+    metrics(experiment)
+    if experiment.recipe.sample is not None:
+        experiment.make(experiment.recipe.sample.spec)
 
 
 @contextmanager

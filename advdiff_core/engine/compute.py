@@ -12,7 +12,10 @@ from advdiff_core.errors import UsageError
 from advdiff_core.step.scene import Compute
 from advdiff_core.types import DataInfo
 
-__all__ = ["choose_compute", "multiplies_bf16"]
+__all__ = ["LARGE", "choose_compute", "multiplies_bf16"]
+
+#: Height and width from which channels_last is faster on a CPU.
+LARGE = 16
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -29,7 +32,8 @@ def multiplies_bf16(device: torch.device) -> bool:
 def choose_compute(run: Any, data: DataInfo, world: World, *, device: str | None = None) -> Compute:
     """Resolve the "auto" values of `run.device`, `run.precision` and `run.channels_last`.
 
-    bfloat16 and channels_last pay on convolutions; points stay in float32.
+    bfloat16 pays on convolutions of any size; points stay in float32. channels_last pays on a CPU
+    from `LARGE` pixels on: the measured table is docs/benchmarks/precision.md.
 
     Raises:
         UsageError: If a device is asked for that is not there.
@@ -39,7 +43,8 @@ def choose_compute(run: Any, data: DataInfo, world: World, *, device: str | None
         run.precision == "auto" and data.is_image and multiplies_bf16(chosen)
     )
     last = run.channels_last
-    channels_last = data.is_image and (last is True or (last == "auto" and bf16))
+    pays = bf16 and (chosen.type == "cuda" or min(data.shape[-2:]) >= LARGE)
+    channels_last = data.is_image and (last is True or (last == "auto" and pays))
     return Compute(
         device=chosen, autocast=torch.bfloat16 if bf16 else None, channels_last=channels_last
     )

@@ -17,7 +17,7 @@ from advdiff_core.errors import NumericsError
 from advdiff_core.interfaces.metric import Metric
 from advdiff_core.types import DataInfo
 
-__all__ = ["MAX_REFERENCE", "evaluate"]
+__all__ = ["MAX_REFERENCE", "evaluate", "metrics"]
 
 #: Most real samples that metrics compare with.
 MAX_REFERENCE = 50_000
@@ -52,6 +52,8 @@ class _Frozen(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network without gradient."""
         module = self._role.module
+        device = next(module.parameters()).device
+        args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
         flags = [(part, part.training) for part in module.modules()]
         module.eval()
         try:
@@ -71,14 +73,15 @@ def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
         nimg: Images seen by the weights.
 
     Returns:
-        `metrics` (name -> number), `protocols` (metric -> protocol) and how the samples were made.
+        `metrics` (name -> number), `owners` (name -> metric), `protocols` (metric -> protocol with
+        how the samples were made) and `nimg`.
 
     Raises:
         NumericsError: If a sample is not finite.
     """
     settings = experiment.recipe.evaluate
     if not settings.metrics:
-        return {"metrics": {}, "protocols": {}, "nimg": nimg}
+        return {"metrics": {}, "owners": {}, "protocols": {}, "nimg": nimg}
     sampled = _samples(experiment)
     indices = torch.arange(min(experiment.source.info.count, MAX_REFERENCE))
     clean = experiment.source.clean(indices)
@@ -89,11 +92,33 @@ def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
     )  # fmt: skip
     numbers: dict[str, float] = {}
     protocols: dict[str, dict[str, object]] = {}
-    for spec in settings.metrics:
-        metric = cast("Metric", experiment.make(spec))
-        numbers.update({name: float(value) for name, value in metric.compute(evaluation).items()})
-        protocols[spec.use] = {**metric.protocol(), **_protocol(experiment, sampled, len(indices))}
-    return {"metrics": numbers, "protocols": protocols, "nimg": nimg}
+    owners: dict[str, str] = {}
+    common = _protocol(experiment, sampled, len(indices))
+    for name, metric in metrics(experiment).items():
+        # Two metrics of one kind: the second one's numbers carry its place in the recipe.
+        suffix = name.partition("#")[2]
+        found = {
+            f"{k}#{suffix}" if suffix else k: float(v)
+            for k, v in metric.compute(evaluation).items()
+        }
+        numbers.update(found)
+        owners.update(dict.fromkeys(found, name))
+        protocols[name] = {**metric.protocol(), **common}
+    return {"metrics": numbers, "owners": owners, "protocols": protocols, "nimg": nimg}
+
+
+def metrics(experiment: Experiment) -> dict[str, Metric]:
+    """The recipe's metrics, built: `use`, or `use#2` for the second one of that name.
+
+    Raises:
+        AdvdiffError: If one cannot be built; asked before the training, not after it.
+    """
+    found: dict[str, Metric] = {}
+    for spec in experiment.recipe.evaluate.metrics:
+        count = 1 + sum(name.partition("#")[0] == spec.use for name in found)
+        name = spec.use if count == 1 else f"{spec.use}#{count}"
+        found[name] = cast("Metric", experiment.make(spec))
+    return found
 
 
 def _samples(experiment: Experiment) -> SampleSet:

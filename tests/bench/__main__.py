@@ -9,7 +9,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-SUITES = ("step", "startup")
+SUITES = ("step", "precision", "startup")
 
 
 def main() -> None:

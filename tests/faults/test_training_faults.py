@@ -1,5 +1,6 @@
 """Faults inside training: numerics, signals, changed recipes and data; tiny networks."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -9,7 +10,13 @@ import torch
 
 from advdiff_core.engine.api import open_trained, train
 from advdiff_core.engine.checkpoint import load, newest_valid
-from advdiff_core.errors import DataError, Interrupted, NumericsError, UsageError
+from advdiff_core.errors import (
+    DataError,
+    Interrupted,
+    NumericsError,
+    PluginError,
+    UsageError,
+)
 from advdiff_core.hooks.manager import Hooks
 from advdiff_core.hooks.specs import hookimpl
 from advdiff_core.recipe import load_recipe
@@ -329,3 +336,28 @@ def test_broken_hook_never_stops_a_run(recipe, tmp_path):
     assert (
         "'broken' (some-dist 1.0) failed in metrics_logged: RuntimeError: no more at 16" in said[0]
     )
+
+
+def test_metric_that_cannot_be_built_is_found_before_the_training(recipe, tmp_path, monkeypatch):
+    """P13: what is needed at the end alone is built at the start; no folder is made."""
+    from advdiff_core.metrics.wasserstein import SlicedWasserstein
+
+    def broken(self, settings, build):
+        message = "no projections today"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(SlicedWasserstein, "__init__", broken)
+    with pytest.raises(PluginError, match=r"sliced-wasserstein.*no projections today") as caught:
+        train(recipe("evaluate.metrics=[{use='sliced-wasserstein'}]"), out=tmp_path / "x")
+    assert caught.value.code == "P13"
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_metrics_of_one_kind_keep_their_numbers_and_protocols_apart(recipe, tmp_path):
+    """The second one's numbers carry its place; each number names its protocol."""
+    two = "evaluate.metrics=[{use='sliced-wasserstein'}, {use='sliced-wasserstein', seed=1}]"
+    run = train(recipe(two, "run.images=16", "evaluate.num=40"), out=tmp_path).run
+    found = json.loads((run / "evaluation.json").read_text())
+    assert set(found["protocols"]) == {"sliced-wasserstein", "sliced-wasserstein#2"}
+    assert found["owners"]["sliced_wasserstein"] == "sliced-wasserstein"
+    assert found["owners"]["sliced_wasserstein#2"] == "sliced-wasserstein#2"
