@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,8 +36,9 @@ def points(size: int, seed: int = 3) -> Tensor:
     return torch.randn(size, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@cache
 def stage(attacked: str) -> Stage:
-    """Every model and view; the searches attack `attacked`."""
+    """Every model and view; the searches attack `attacked`. Steps leave it as it was."""
     keys = RayFGSM.Settings(role=attacked)
     views = {
         "adv": Moved("clean", RayFGSM, keys),

@@ -12,7 +12,7 @@ from advdiff_toys.faults import RaisingSearch, Undeclared
 from advdiff_toys.networks import ToyCritic, ToyNet, ToyTarget
 from advdiff_toys.perturbations import ToyFree, ToyShift
 from advdiff_toys.terms import ToyAlign
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from advdiff_core import (
@@ -23,6 +23,7 @@ from advdiff_core import (
     EpsHat,
     Features,
     Logits,
+    LossTerm,
     Noised,
     Perturbation,
     Probe,
@@ -36,10 +37,12 @@ from advdiff_core import (
 from advdiff_core.errors import PluginError, RecipeError, UndeclaredQueryError
 from advdiff_core.interfaces.query import Setup
 from advdiff_core.step.plan import Phase, Plan
+from advdiff_core.step.scene import Compute
 from advdiff_core.step.step import global_generator
 from advdiff_core.step.values import detached
 from advdiff_core.terms import Denoise
 from advdiff_core.testing.steps import Model, Moved, Stage, Turn, build_stage, run_step
+from advdiff_core.types import Cost
 
 DATA = DataInfo(shape=(3,), count=64)
 
@@ -344,6 +347,106 @@ def test_micro_batches_change_no_draw_and_no_loss_beyond_rounding(micro: int) ->
         torch.testing.assert_close(parts.losses[name], loss, rtol=1e-12, atol=1e-14)
     for name, grad in whole.grads.items():
         torch.testing.assert_close(parts.grads[name], grad, rtol=1e-11, atol=1e-14)
+
+
+@frozen
+class _Slope(Query[Tensor]):
+    """Gradient of the judge's score towards the clean sample, with a graph (R1)."""
+
+    def forwards(self, setup: Setup) -> dict[str, int]:
+        return {"judge": 1}
+
+    def input_backwards(self, setup: Setup) -> dict[str, int]:
+        return {"judge": 1}
+
+    def compute(self, step: Step) -> Tensor:
+        x = step.x0.detach().requires_grad_()
+        score = step.network("judge").score(x)
+        return torch.autograd.grad(score.sum(), x, create_graph=True)[0]
+
+
+class _R1(LossTerm):
+    """Squared norm of that gradient (Mescheder et al., 2018)."""
+
+    needs = (_Slope(),)
+
+    def forward(self, step: Step) -> Tensor:
+        return step.get(_Slope()).square().sum(1)
+
+
+def test_a_gradient_penalty_is_counted_and_trains_its_network() -> None:
+    """One input backward inside the query, one backward through both to the parameters."""
+    made = stage()
+    result = run_step(made, [Turn("judge", {"r1": made.make(_R1)})], points())
+    assert result.counted["judge"] == Cost(1, 1, 1)
+    assert result.counted == result.planned
+    judge = made.scene.roles["judge"].module
+    x = points().requires_grad_()
+    slope = torch.autograd.grad(judge(x).sum(), x, create_graph=True)[0]
+    slope.square().sum(1).mean().backward()
+    for name, parameter in judge.named_parameters():
+        # The last bias moves the score alone, not its slope.
+        expected = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        found = result.grads.get(f"models.judge.{name}", torch.zeros_like(parameter))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+@frozen
+class _Curvature(Query[Tensor]):
+    """How far eps_hat moves for a small move of the input, by way of a probe."""
+
+    def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
+        return (View("clean"), EpsHat("student"))
+
+    def forwards(self, setup: Setup) -> dict[str, int]:
+        return {"student": 1}
+
+    def compute(self, step: Step) -> Tensor:
+        moved = step.at("clean", step.get(View("clean")).x_t + 0.1).get(EpsHat("student"))
+        assert not moved.requires_grad
+        return (moved - step.get(EpsHat("student"))).square().mean(1)
+
+
+class _Curved(LossTerm):
+    """That, as a loss."""
+
+    needs = (_Curvature(),)
+
+    def forward(self, step: Step) -> Tensor:
+        return step.get(_Curvature())
+
+
+def test_a_query_may_probe_the_step_at_another_input() -> None:
+    """The probe is a constant, counted, and no memory of it is left."""
+    made = stage()
+    terms = {"curved": made.make(_Curved), "denoise": made.make(Denoise)}
+    result = run_step(made, [Turn("student", terms)], points())
+    assert result.counted["student"] == Cost(2, 0, 1)
+    assert result.counted == result.planned
+    alone = run_step(made, [Turn("student", {"denoise": terms["denoise"]})], points())
+    assert torch.equal(alone.losses["denoise"], result.losses["denoise"])
+    assert (result.losses["curved"] > 0).all()
+
+
+def test_bfloat16_is_for_networks_alone() -> None:
+    """Inputs, searches, conversions, features and losses stay in float32."""
+    made = stage(adv=Moved("clean", RayFGSM))
+    half = Stage(evolve(made.scene, compute=Compute(autocast=torch.bfloat16)), made.build)
+    terms = {
+        "align": made.make(ToyAlign),
+        "denoise": made.make(Denoise),
+        "equivariance": made.make(Equivariance),
+    }
+    x0 = points(dtype=torch.float32)
+    exact = run_step(made, [Turn("student", terms)], x0)
+    rough = run_step(half, [Turn("student", terms)], x0)
+    for name, loss in rough.losses.items():
+        assert loss.dtype == torch.float32
+        assert not torch.equal(loss, exact.losses[name])
+    torch.testing.assert_close(
+        rough.losses["denoise"], exact.losses["denoise"], rtol=0.1, atol=0.02
+    )
+    assert rough.counted == exact.counted
 
 
 def test_logits_take_role_and_view_by_position() -> None:
