@@ -167,7 +167,7 @@ def _info(experiment: Experiment, rundir: RunDir, nimg: int) -> RunInfo:
     return RunInfo(
         folder=rundir.path, name=run.name, images=run.images, batch=run.batch, nimg=nimg,
         started=time.time(), device=str(experiment.scene.compute.device),
-        data=experiment.source.info, recipe=experiment.recipe.to_dict(), record=rundir.record,
+        data=experiment.source.info, recipe=experiment.recipe.to_dict(), record=rundir.record, write=rundir.write,
     )  # fmt: skip
 
 
@@ -177,12 +177,16 @@ def _open(
     """The run folder, the same on every process, and the checkpoint to go on from."""
     if resume is not None:
         rundir = open_run(resume)
-        return rundir, resuming.newest(rundir, experiment, world, _facts(experiment, world))
+        saved = resuming.newest(rundir, experiment, world, _facts(experiment, world))
+        if world.is_main and load_recipe(rundir.recipe_lock) != experiment.recipe:
+            # Longer, say: the frozen copy is what the run was made by, as a whole.
+            _describe(rundir, experiment)
+        return rundir, saved
     path, failure = "", ""
     if world.is_main:
         try:
             made = new_run(out or Path("runs"), experiment.recipe.run.name)
-            made.write("recipe.lock.toml", lock_text(experiment.recipe))
+            _describe(made, experiment)
             path = str(made.path)
         except AdvdiffError as error:
             if world.size == 1:
@@ -192,6 +196,12 @@ def _open(
     if failure:
         raise StorageError(failure)
     return RunDir(Path(path)), None
+
+
+def _describe(rundir: RunDir, experiment: Experiment) -> None:
+    """Write the frozen recipe and the cost of a step."""
+    rundir.write("recipe.lock.toml", lock_text(experiment.recipe))
+    rundir.write("plan.json", strict_json.dumps(plan_experiment(experiment).as_json()))
 
 
 def _check_data(experiment: Experiment) -> None:

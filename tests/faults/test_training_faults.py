@@ -361,3 +361,14 @@ def test_two_metrics_of_one_kind_keep_their_numbers_and_protocols_apart(recipe, 
     assert set(found["protocols"]) == {"sliced-wasserstein", "sliced-wasserstein#2"}
     assert found["owners"]["sliced_wasserstein"] == "sliced-wasserstein"
     assert found["owners"]["sliced_wasserstein#2"] == "sliced-wasserstein#2"
+
+
+def test_run_folder_says_what_was_trained_also_after_it_was_made_longer(recipe, tmp_path):
+    """The frozen recipe and the plan are there from the start; a longer run freezes its new length."""
+    run = train(recipe("run.images=16"), out=tmp_path).run
+    assert json.loads((run / "plan.json").read_text())["roles"]["student"]["forwards"] == 1
+    assert load_recipe(run / "recipe.lock.toml").run.images == 16
+    train(recipe("run.images=32"), resume=run)
+    assert load_recipe(run / "recipe.lock.toml").run.images == 32
+    again = train(load_recipe(run / "recipe.lock.toml"), out=tmp_path / "again").run
+    assert same_state(run, again)
