@@ -167,7 +167,8 @@ def _info(experiment: Experiment, rundir: RunDir, nimg: int) -> RunInfo:
     return RunInfo(
         folder=rundir.path, name=run.name, images=run.images, batch=run.batch, nimg=nimg,
         started=time.time(), device=str(experiment.scene.compute.device),
-        data=experiment.source.info, recipe=experiment.recipe.to_dict(), record=rundir.record, write=rundir.write,
+        data=experiment.source.info, recipe=experiment.recipe.to_dict(),
+        record=rundir.record, write=rundir.write,
     )  # fmt: skip
 
 

@@ -364,7 +364,7 @@ def test_two_metrics_of_one_kind_keep_their_numbers_and_protocols_apart(recipe, 
 
 
 def test_run_folder_says_what_was_trained_also_after_it_was_made_longer(recipe, tmp_path):
-    """The frozen recipe and the plan are there from the start; a longer run freezes its new length."""
+    """The frozen recipe and the plan are there; a longer run freezes its new length."""
     run = train(recipe("run.images=16"), out=tmp_path).run
     assert json.loads((run / "plan.json").read_text())["roles"]["student"]["forwards"] == 1
     assert load_recipe(run / "recipe.lock.toml").run.images == 16
