@@ -95,7 +95,9 @@ class Data:
     domain: tuple[float, float] | None = setting(
         None, help="valid range the samples are scaled to; [-1, 1] for images if left out"
     )
-    workers: int = setting(0, ge=0, le=1024, safe=True, help="processes that read samples")
+    workers: int = setting(
+        0, ge=0, le=1024, safe=True, help="threads that read the next batch meanwhile; 0: none"
+    )
     on_bad: Literal["stop", "skip"] = setting("stop", help="what to do with an unreadable sample")
     max_bad: int = setting(10, ge=0, le=2**31, help="samples that may be skipped before stopping")
 
