@@ -194,11 +194,12 @@ def test_vp_table_made_in_inference_mode_serves_gradients_later(schedule):
     assert t.grad is not None
 
 
-def test_vp_sigma_keeps_its_digits_at_small_times_in_float32():
-    """There 1 - alpha_bar is 1e-6; from a float32 alpha it would be off by several percent."""
-    schedule = made(VPLinear, num_steps=0)
-    t = torch.tensor([1e-5])
-    assert_close(schedule.sigma(t), schedule.sigma(t.double()).float(), rtol=1e-6, atol=0)
+@every
+def test_scales_keep_their_digits_in_float32(schedule):
+    """1 - alpha_bar at small times, and alpha at large ones, are differences of numbers near 1."""
+    t = times(schedule, dtype=torch.float32)
+    for scale in (schedule.alpha, schedule.sigma):
+        assert_close(scale(t), scale(t.double()).float(), rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize(("schedule", "name"), [(VE, "0.01"), (EDM, "0.002")])
