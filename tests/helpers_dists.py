@@ -95,6 +95,9 @@ class Steps(Attack):
     class Settings:
         steps: int = setting(3, ge=1, help="steps")
         norm: Literal["linf", "l2"] = setting("linf", help="norm")
+        bound: float = setting(1.0, gt=0.0, le=10.0, help="bound of the logits")
+        levels: Literal[1, 2] = setting(1, help="levels")
+        attack: Spec | None = setting(None, kind="attack", help="an attack to start from")
 
 @concrete
 class Denoise(LossTerm):

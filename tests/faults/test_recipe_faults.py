@@ -172,6 +172,12 @@ CONFLICTS = {
         "found 'linf' (string), the perturbation projects with 'l2'",
         "views.adv.perturb.norm",
     ),
+    "an attack of an attack in another norm": (
+        {"views.adv.perturb.attack.attack": '{ use = "steps", norm = "linf" }'},
+        "views.adv.perturb.attack.attack.norm",
+        "found 'linf' (string), the perturbation projects with 'l2'",
+        "views.adv.perturb.attack.norm",
+    ),
     "two kinds of average": (
         {"players.student.ema": "[{ rate = 0.9, power = 0.1 }]"},
         "players.student.ema.0.power",
@@ -221,6 +227,11 @@ def test_a_conflict_names_both_keys_and_both_lines(toys: Catalogue, name: str):
         line = int(fault.message.rpartition("line ")[2].rstrip(")"))
         last = other.rsplit(".", 1)[-1]
         assert last in recipe_lines[line - 1] or not last.isalpha() or other == "models.critic"
+
+
+def test_numbers_that_just_fit_are_no_conflict(toys: Catalogue):
+    """R10: as many steps as times, a micro-batch of the batch, the last average."""
+    load(toys, FULL, ["sample.steps=100", "run.micro_batch=32", "sample.ema=2"])
 
 
 def test_a_root_view_cannot_be_made_again(toys: Catalogue):

@@ -209,8 +209,9 @@ def assert_refused(case: Case, value: Any, found: list[Fault], text: str) -> Non
     """There is a fault of the right code at the key's own line."""
     (fault, *_) = [fault for fault in found if fault.key.startswith(case.dotted)] or [None]
     assert fault is not None, (case.dotted, value)
-    # A string may be no choice (R08); a table may lack or misname keys (R11, R06).
-    assert fault.code == "R07" or type(value) in (str, dict), (case.dotted, value, fault)
+    # A value may be no choice (R08); a table may lack or misname keys (R11, R06).
+    other = type(value) is dict or "Literal" in str(case.hint) or type(value) is str
+    assert fault.code == "R07" or other, (case.dotted, value, fault)
     line = text.split("\n")[fault.line - 1]
     inside = fault.key.removeprefix(case.dotted).strip(".")
     assert re.search(rf"\b{case.key}\b", line) or inside, (case.dotted, value, line)
@@ -232,6 +233,7 @@ def test_a_wrong_type_is_named_with_the_wanted_one(toys: Catalogue):
         ("models.student", "dropout", '"0.5"'): "(advdiff-core) - write 0.5 without quotes",
         ("models.student", "block", "3"): "found 3 (integer), wanted a table",
         ("players.student", "optimizer", '"adamw"'): 'wanted a table - write { use = "adamw" }',
+        ("views.adv.perturb.attack", "levels", "true"): "found true (boolean), wanted one of 1, 2",
         ("data", "path", "2020-01-02"): "found 2020-01-02 (date or time), wanted a string",
     }  # fmt: skip
     for (table, key, value), words in expected.items():
@@ -361,6 +363,13 @@ def test_a_radius_above_one_gets_the_hint_of_255(toys: Catalogue, value: float):
     assert fault.plugin == "advdiff-core"
 
 
+def test_a_number_above_another_bound_gets_no_hint_of_255(toys: Catalogue):
+    """R08: 12 where 10 is the most has nothing to do with 8-bit levels."""
+    override = "views.adv.perturb.attack.bound=12"
+    (fault,) = faults_of(toys, tomli_w.dumps(BASE), [override])
+    assert (fault.message, fault.fix) == ("12.0 must be at most 10.0", "bound of the logits")
+
+
 @pytest.mark.parametrize("text", ["8/0", "1/3/5", "/255", "8/", "a/b", "8 / -255", "0x8/255"])
 def test_what_is_no_fraction_is_refused(toys: Catalogue, text: str):
     """R08: only a number over a positive number is a fraction."""
@@ -399,6 +408,13 @@ def test_what_is_required_is_named_when_it_is_missing(toys: Catalogue):
     assert fault.fix == "write width = ..., width, required"
     least = '[data]\nuse = "digits"\n[models.student]\nuse = "net"\n'
     assert missing(toys, least + "[views.adv]\n").key == "views.adv.perturb"
+
+
+def test_a_misspelt_required_key_is_one_fault(toys: Catalogue):
+    """R06, R11: the key that is missing and the one that is unknown are the same."""
+    text = '[data]\nuse = "digits"\n[models.student]\nuse = "other"\nwidht = 3\n'
+    (fault,) = faults_of(toys, text)
+    assert (fault.code, fault.line, fault.fix) == ("R06", 5, "did you mean 'width'?")
 
 
 def test_a_component_that_is_not_installed_is_named_with_near_ones(toys: Catalogue):
