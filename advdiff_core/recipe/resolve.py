@@ -48,12 +48,12 @@ def resolve_component(catalogue: Catalogue, kind: str, use: Any) -> Resolved:
     name = _checked_name(kind, use, catalogue)
     try:
         entry, variant = catalogue.resolve(kind, name)
-        component = catalogue.load(entry)
     except UnknownComponentError as error:
         raise _unknown(error, kind, name, catalogue) from None
     except PluginError as error:
         raise _mismatch(error, "") from None
     try:
+        component = catalogue.load(entry)
         settings = _settings_of(entry, component, variant)
     except PluginError as error:
         raise _mismatch(error, entry.distribution) from None

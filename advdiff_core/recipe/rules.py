@@ -127,9 +127,10 @@ def _ownership(draft: Draft) -> Iterator[Problem]:
 def _two_owners(ref: str, name: str, here: Key, there: Key) -> Problem:
     verb = "trained" if ref == "role" else "listed"
     message = f"{ref} {name!r} is {verb} by the players {there[1]!r} and {here[1]!r}"
-    return Problem(
-        path=here, other=there, code="R10", message=message, fix="give it to one of them"
-    )
+    fix = "give it to one of them"
+    if there[1] == here[1]:
+        message, fix = f"{ref} {name!r} is listed twice by {here[1]!r}", "list it once"
+    return Problem(path=here, other=there, code="R10", message=message, fix=fix)
 
 
 def _orphans(draft: Draft, owners: Mapping[str, Key]) -> Iterator[Problem]:

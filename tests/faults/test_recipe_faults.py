@@ -94,6 +94,12 @@ CONFLICTS = {
         "no player lists the term 'robust'",
         "",
     ),
+    "a player lists a term twice": (
+        {"players.student.terms": '["denoise", "robust", "denoise"]'},
+        "players.student.terms.2",
+        "term 'denoise' is listed twice by 'student'",
+        "players.student.terms.0",
+    ),
     "two players train a model": (
         {"players.critic.models": '["critic", "student"]'},
         "players.student",
@@ -704,6 +710,7 @@ def test_only_what_a_recipe_names_is_imported(site: Site):
     (fault,) = caught.value.faults
     assert (fault.code, fault.key, fault.line) == ("P02", "models.student.use", 4)
     assert "backbone 'bad' of advdiff-bad 1.0 fails to import: SystemExit" in fault.message
+    assert fault.plugin == "advdiff-bad"
     assert caught.value.exit_code == 3
 
 
