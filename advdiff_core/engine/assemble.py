@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from attrs import define, evolve, field
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from advdiff_core.draws import keyed_generator
 from advdiff_core.engine.checkpoint import match_state, read_weights
@@ -183,15 +181,22 @@ def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
         info = ModelInfo(
             kind=model.kind, frozen=owner is None, taps=taps,
             parametrization=model.parametrization if wear else "none",
+            sigma_data=wear.sigma_data if wear else None,
         )  # fmt: skip
         if model.init:
             _load_init(module, name, model.init)
         module.train(owner is not None)
         module.requires_grad_(owner is not None)
         roles[name] = Role(
-            name=name, info=info, module=module, owner=owner, wear=wear, run=_callable(module,
-            model), random=module.draws_random,
-        )  # fmt: skip
+            name=name,
+            info=info,
+            module=module,
+            owner=owner,
+            wear=wear,
+            run=torch.compile(module) if model.compile else None,
+            recompute=model.checkpointing,
+            random=module.draws_random,
+        )
         models = {**maker.build.models, name: info}
         maker.build = evolve(maker.build, models=models, c_noise=c_noise)
     return roles
@@ -231,15 +236,6 @@ def _load_init(module: nn.Module, role: str, path: Path) -> None:
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(tensors[name])
-
-
-def _callable(module: nn.Module, model: Any) -> Callable[..., Any] | None:
-    """What is called for a forward, when it is not the module itself."""
-    run: Callable[..., Any] | None = torch.compile(module) if model.compile else None
-    if model.checkpointing:
-        # The whole network is recomputed: a step with several forwards holds one of them at a time.
-        return partial(checkpoint, run or module, use_reentrant=False)
-    return run
 
 
 def _place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:

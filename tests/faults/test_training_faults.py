@@ -10,7 +10,9 @@ import torch
 
 from advdiff_core.engine.api import open_trained, train
 from advdiff_core.engine.checkpoint import load, newest_valid
+from advdiff_core.engine.distributed import World, joined_world
 from advdiff_core.errors import (
+    AdvdiffError,
     DataError,
     Interrupted,
     NumericsError,
@@ -372,3 +374,35 @@ def test_run_folder_says_what_was_trained_also_after_it_was_made_longer(recipe, 
     assert load_recipe(run / "recipe.lock.toml").run.images == 32
     again = train(load_recipe(run / "recipe.lock.toml"), out=tmp_path / "again").run
     assert same_state(run, again)
+
+
+def test_samples_that_are_not_finite_are_counted_not_measured(recipe, tmp_path):
+    """E22: no metric is computed over them; the first seed is named."""
+    overrides = ("run.images=16", "evaluate.num=6", "evaluate.metrics=[{use='sliced-wasserstein'}]")
+    trained = open_trained(train(recipe(*overrides), out=tmp_path).run)
+    for tensor in trained.experiment.players[0].emas["student"][0].shadow.values():
+        tensor.fill_(torch.nan)
+    with pytest.raises(
+        NumericsError, match="6 of 6 samples are not finite, first seed 0"
+    ) as caught:
+        trained.evaluate()
+    assert caught.value.code == "E22"
+
+
+def test_processes_that_found_different_checkpoints_do_not_go_on(recipe, tmp_path, monkeypatch):
+    """X05: the digests of all processes are compared before anything is loaded."""
+    run = train(recipe("run.images=16"), out=tmp_path).run
+    monkeypatch.setattr(World, "gather", lambda self, text: [text, "another"])
+    with pytest.raises(DataError, match="processes found different checkpoints") as caught:
+        train(recipe(), resume=run)
+    assert caught.value.code == "X05"
+
+
+def test_group_that_cannot_be_joined_names_its_address(monkeypatch):
+    """X08: a wrong rendezvous is one line with the address."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "7"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "no-port")
+    with pytest.raises(AdvdiffError, match="cannot join 2 processes at localhost") as caught:
+        joined_world().__enter__()
+    assert caught.value.code == "X08"
