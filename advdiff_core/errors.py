@@ -56,12 +56,12 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def _similarity(name: str, choice: str) -> float:
-    return difflib.SequenceMatcher(None, name[:MAX_ECHO], choice).ratio()
+    return difflib.SequenceMatcher(None, name[:MAX_ECHO].casefold(), choice.casefold()).ratio()
 
 
 def _oddness(name: str, choice: str) -> tuple[int, bool, float, str]:
-    reordered = sorted(name) != sorted(choice)
-    return _edits(name[:MAX_ECHO], choice), reordered, -_similarity(name, choice), choice
+    short, other = name[:MAX_ECHO].casefold(), choice.casefold()
+    return _edits(short, other), sorted(short) != sorted(other), -_similarity(name, choice), choice
 
 
 def _edits(name: str, choice: str) -> int:

@@ -92,6 +92,15 @@ def test_find_asks_for_the_distribution_when_nothing_is_near(site: Site):
     assert caught.value.fix == "install the distribution that offers it; installed: pgd"
 
 
+def test_find_takes_names_as_they_are_spelt(site: Site):
+    """P05: another case is another name, with the right one offered."""
+    site.dist("advdiff-mine", {ATTACK: {"pgd": "mine:PGD"}})
+    for use in ("PGD", "advdiff-mine:PGD"):
+        with pytest.raises(UnknownComponentError) as caught:
+            scan([site.folder]).find("attack", use)
+        assert "pgd'?" in caught.value.fix
+
+
 def test_find_says_when_the_name_is_of_another_kind(site: Site):
     """A sampler where an attack is wanted is called a sampler."""
     site.dist("advdiff-mine", {"advdiff.v1.sampler": {"ddim": "m:A"}})

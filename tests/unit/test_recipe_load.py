@@ -244,6 +244,8 @@ def test_shipped_recipes_of_an_editable_project_are_found(site: Site, tmp_path: 
     url = f'{{"url": "{project.as_uri()}", "dir_info": {{"editable": true}}}}'
     (folder / "direct_url.json").write_text(url)
     assert shipped_recipes("advdiff-mine") == {"own": project / "recipes" / "own.toml"}
+    (folder / "direct_url.json").write_text(url.replace("true", "false"))
+    assert shipped_recipes("advdiff-mine") == {}
 
 
 @pytest.mark.parametrize(

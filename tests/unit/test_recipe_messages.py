@@ -18,6 +18,7 @@ from advdiff_core.recipe.problems import described, is_clean, is_name, sort_faul
         ("seeed", ["seed", "speed"], "seed"),
         ("learning_rate", ["lr", "rate"], None),
         ("zzz", ["use"], None),
+        ("ADAMW", ["adamw", "adam"], "adamw"),
         ("x", [], None),
     ],
 )
