@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -27,6 +28,7 @@ __all__ = ["RunDir", "new_run", "new_run_at", "open_run", "save_capsule"]
 _NAME = re.compile(r"\w[\w .+=-]{0,79}")
 _NUMBERED = re.compile(r"([0-9]{5,9})-.*")
 _LOCK_FILE = "recipe.lock.toml"
+_TRIES = 100
 
 
 class RunDir:
@@ -159,8 +161,7 @@ def new_run(root: Path | str = "runs", name: str = "run", *, fs: FileSystem = DI
     root = Path(root)
     make_dirs(root, fs=fs)
     with _numbering(root), reported(root, fs=fs):
-        path = root / f"{_next_number(root):05d}-{name}"
-        fs.make_dir(path)
+        path = _make_next(root, name, fs)
         fs.sync_dir(root)
     return RunDir(path, fs=fs)
 
@@ -238,6 +239,16 @@ def _numbering(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _make_next(root: Path, name: str, fs: FileSystem) -> Path:
+    """Make the folder with the next number; again if a starter that could not lock was faster."""
+    for _ in range(_TRIES):
+        path = root / f"{_next_number(root):05d}-{name}"
+        with suppress(FileExistsError):
+            fs.make_dir(path)
+            return path
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def _next_number(root: Path) -> int:

@@ -1,5 +1,6 @@
 """Run folders: numbers, places, locks and files."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from advdiff_core.engine import rundir
 from advdiff_core.engine.rundir import RunDir, new_run, new_run_at, open_run
 from advdiff_core.errors import DataError, StorageError
 
@@ -49,6 +51,34 @@ def test_starters_at_once_never_share_a_folder_or_a_number(tmp_path):
     assert len(made) == len(set(made)) == 40
     assert sorted(int(name[:5]) for name in made) == list(range(40))
     assert sorted(os.listdir(tmp_path)) == sorted(made)
+
+
+def test_numbers_are_given_under_a_lock(tmp_path, monkeypatch):
+    """The next number is looked up and taken while no other starter can look."""
+    seen = []
+
+    def number(root):
+        descriptor = os.open(root, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        seen.append(root)
+        return 5
+
+    monkeypatch.setattr(rundir, "_next_number", number)
+    assert new_run(tmp_path, "a").path.name == "00005-a"
+    assert seen == [tmp_path]
+
+
+def test_starter_without_locks_takes_the_next_number_when_it_lost(tmp_path, monkeypatch):
+    """On a disk without locks mkdir alone decides; the loser looks again, and gives up at last."""
+    (tmp_path / "00003-a").mkdir()
+    numbers = iter([3, 3, 4])
+    monkeypatch.setattr(rundir, "_next_number", lambda root: next(numbers))
+    assert new_run(tmp_path, "a").path.name == "00004-a"
+    monkeypatch.setattr(rundir, "_next_number", lambda root: 3)
+    with pytest.raises(StorageError, match="File exists"):
+        new_run(tmp_path, "a")
 
 
 def test_run_is_never_made_over_another(tmp_path):
