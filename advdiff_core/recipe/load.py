@@ -152,7 +152,11 @@ class _Loader:
         self.tables = filled(self.layer.data, name)
         parts = {key: self._part(key, table) for key, table in TABLES.items()}
         hooks = self._try(partial(read_hooks, self.reader, self.tables.get("hooks", {})))
-        names = {ref: self._declared(table) for ref, table in _REFS.items()}
+        names = {
+            ref: self._declared(table)
+            for ref, table in _REFS.items()
+            if isinstance(self.tables.get(table, {}), dict)
+        }
         self.problems += rules.check(rules.Draft(names=names, **parts))
         if self.problems:
             raise RecipeError(self._faults(self.problems))
@@ -218,8 +222,7 @@ class _Loader:
             self.problems.append(no_name(name, (key, name)))
 
     def _declared(self, key: str) -> list[str]:
-        raw = self.tables.get(key)
-        own = sorted(raw) if isinstance(raw, dict) else []
+        own = sorted(self.tables.get(key, {}))
         return [*own, *ROOT_VIEWS] if key == "views" else own
 
 

@@ -34,7 +34,8 @@ class Draft:
 
     Attributes:
         names: Declared names by what refers to them: "role", "view", "term", "player". They hold
-            those of tables with problems too, so that one fault does not cause another.
+            those of tables with problems too, so that one fault does not cause another; what is
+            no table at all is missing.
     """
 
     names: Mapping[str, list[str]]
@@ -47,6 +48,11 @@ class Draft:
     players: Mapping[str, Player] = field(factory=dict)
     sample: Sample | None = None
     evaluate: Evaluate | None = None
+
+    @property
+    def knows_players(self) -> bool:
+        """True if every player could be read."""
+        return set(self.players) == set(self.names.get("player", ["?"]))
 
 
 def check(draft: Draft) -> Iterator[Problem]:
@@ -110,7 +116,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _ownership(draft: Draft) -> Iterator[Problem]:
     """Each term and each model has one player."""
-    if set(draft.players) != set(draft.names["player"]):
+    if not draft.knows_players:
         return
     for what, ref in (("terms", "term"), ("models", "role")):
         owners: dict[str, Key] = {}
@@ -135,7 +141,7 @@ def _two_owners(ref: str, name: str, here: Key, there: Key) -> Problem:
 
 def _orphans(draft: Draft, owners: Mapping[str, Key]) -> Iterator[Problem]:
     players = _listed(draft.names["player"])
-    for name in draft.names["term"]:
+    for name in draft.names.get("term", ()):
         if name not in owners:
             yield Problem(
                 path=("terms", name), code="R10", message=f"no player lists the term {name!r}",
@@ -145,7 +151,7 @@ def _orphans(draft: Draft, owners: Mapping[str, Key]) -> Iterator[Problem]:
 
 def _training(draft: Draft) -> Iterator[Problem]:
     """There is something to train, something to train it with, and nothing frozen is trained."""
-    if not draft.names["player"] and draft.names["role"]:
+    if draft.knows_players and not draft.players and draft.names.get("role"):
         fix = "add [players.<name>] with models and terms"
         yield Problem(path=("players",), code="R11", message="no player trains anything", fix=fix)
     for name, player in draft.players.items():
@@ -161,7 +167,7 @@ def _training(draft: Draft) -> Iterator[Problem]:
 
 
 def _terms_fix(draft: Draft) -> str:
-    known = draft.names["term"]
+    known = draft.names.get("term", ())
     return f"list some of {_listed(known)}" if known else "add [terms.<name>]"
 
 
@@ -183,7 +189,7 @@ def _trainable(draft: Draft, role: str, here: Key) -> Iterator[Problem]:
 
 def _view_chains(draft: Draft) -> Iterator[Problem]:
     """Views start at "clean" or "image" and never lead back to themselves."""
-    for name in draft.names["view"]:
+    for name in draft.names.get("view", ()):
         if name in ROOT_VIEWS and name in draft.views:
             message = f"{name!r} is a view every recipe has"
             yield Problem(
@@ -226,7 +232,7 @@ def _sampling(draft: Draft) -> Iterator[Problem]:
         return
     owner = next((n for n, p in draft.players.items() if sample.role in p.models), None)
     kept = len(draft.players[owner].ema) if owner else 0
-    if sample.ema >= kept and set(draft.players) == set(draft.names["player"]):
+    if sample.ema >= kept and draft.knows_players:
         yield Problem(
             path=("sample", "ema"), other=("players", owner, "ema") if owner else None, code="R10",
             message=f"average {sample.ema} of {sample.role!r} is wanted, {kept} are kept",
