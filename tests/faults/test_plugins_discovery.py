@@ -328,9 +328,9 @@ def test_a_plugin_for_two_contract_versions_works(site: Site):
 
 def test_an_unknown_kind_is_listed_with_the_near_one(site: Site):
     """P08: a group of no kind is listed with what was probably meant."""
-    site.dist("advdiff-a", {"advdiff.v1.atack": {"pgd": "m:A"}, "advdiff.other": {"x": "m:A"}})
+    site.dist("advdiff-a", {"advdiff.v1.attacc": {"pgd": "m:A"}, "advdiff.other": {"x": "m:A"}})
     errors = [entry.error for entry in catalogue_of(site).entries]
-    assert any("has no kind 'atack'; did you mean 'attack'?" in error for error in errors)
+    assert any("has no kind 'attacc'; did you mean 'attack'?" in error for error in errors)
     assert any("'advdiff.other' is not advdiff.v1.<kind>" in error for error in errors)
 
 

@@ -165,8 +165,8 @@ def test_another_component_or_length_is_one_change(toys: Catalogue):
 
 def test_a_near_choice_is_offered(toys: Catalogue):
     """R08: a misspelt choice gets the right one, an odd one gets none."""
-    fault = fault_of(toys, LEAST, ["models.student.norm=gruop"])
-    assert fault.message == "'gruop' is not one of 'group', 'layer'"
+    fault = fault_of(toys, LEAST, ["models.student.norm=grroup"])
+    assert fault.message == "'grroup' is not one of 'group', 'layer'"
     assert fault.fix == "did you mean 'group'?"
     assert fault_of(toys, LEAST, ["models.student.norm=zzz"]).fix == ""
 
@@ -310,3 +310,12 @@ def test_the_toys_are_not_installed(toys: Catalogue):
     """Tests that scan what is really installed do not find the toys."""
     assert not any(entry.name == "push" for entry in scan().entries)
     assert "toy_core_parts" in sys.modules or toys
+
+
+def test_the_package_lists_its_public_names():
+    """`dir()` shows what can be imported, before anything is."""
+    from advdiff_core import recipe
+
+    assert dir(recipe) == sorted(recipe.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = recipe.nothing

@@ -434,7 +434,7 @@ def test_another_recipe_language_is_refused(toys: Catalogue, version: str):
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [
-        ('[hooks]\noff = ["progrss"]', "hooks.off.0", "did you mean 'progress'?"),
+        ('[hooks]\noff = ["proggress"]', "hooks.off.0", "did you mean 'progress'?"),
         ("[hooks.tensorboard]\nx = 1", "hooks.tensorboard", "install the one that offers it"),
         ("[hooks]\nprogress = 3", "hooks.progress", "wanted a table of options"),
         ("[hooks]\noff = 3", "hooks.off", "wanted an array"),

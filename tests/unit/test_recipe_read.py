@@ -112,7 +112,7 @@ def test_parse_text_accepts_what_only_looks_like_toml_1_1(text: str):
         ("[a]\n[a]", 2, "twice"),
         ("a.b = 1\n[a]\n", 2, "twice"),
         ("a = 1\na.b = 2", 2, "Cannot overwrite a value"),
-        ("a = tru", 1, "Invalid value, in 'a = tru'"),
+        ("a = truu", 1, "Invalid value, in 'a = truu'"),
     ],
 )
 def test_parse_text_gives_a_line_where_the_parser_gives_none(text: str, line: int, words: str):
