@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,9 @@ def train(
         _check_end(experiment)
         if world.any(bool(stop)):
             raise Interrupted("stopped before the first step; nothing was written")
-        rundir, saved = _open(experiment, world, out, resume)
-        if world.is_main:
-            lock = rundir.lock()
-            stack.callback(lock.release)
+        rundir = _open(experiment, world, out, resume)
+        _lock(rundir, world, stack)
+        saved = _saved(rundir, experiment, world) if resume is not None else None
         return _train(experiment, world, rundir, saved, listeners, stop)
 
 
@@ -172,31 +171,51 @@ def _info(experiment: Experiment, rundir: RunDir, nimg: int) -> RunInfo:
     )  # fmt: skip
 
 
-def _open(
-    experiment: Experiment, world: World, out: Path | None, resume: Path | None
-) -> tuple[RunDir, Checkpoint | None]:
-    """The run folder, the same on every process, and the checkpoint to go on from."""
+def _open(experiment: Experiment, world: World, out: Path | None, resume: Path | None) -> RunDir:
+    """The run folder, the same on every process."""
     if resume is not None:
-        rundir = open_run(resume)
-        saved = resuming.newest(rundir, experiment, world, _facts(experiment, world))
-        if world.is_main and load_recipe(rundir.recipe_lock) != experiment.recipe:
-            # Longer, say: the frozen copy is what the run was made by, as a whole.
-            _describe(rundir, experiment)
-        return rundir, saved
-    path, failure = "", ""
+        return open_run(resume)
+
+    def make() -> str:
+        made = new_run(out or Path("runs"), experiment.recipe.run.name)
+        _describe(made, experiment)
+        return str(made.path)
+
+    return RunDir(Path(_on_main(world, make)))
+
+
+def _lock(rundir: RunDir, world: World, stack: ExitStack) -> None:
+    """Keep other runs out of the folder until the run ends."""
+
+    def take() -> str:
+        stack.callback(rundir.lock().release)
+        return ""
+
+    _on_main(world, take)
+
+
+def _on_main(world: World, do: Callable[[], str]) -> str:
+    """What `do` returns on the main process, on every process; its failure is a failure of all."""
+    text, failure = "", ""
     if world.is_main:
         try:
-            made = new_run(out or Path("runs"), experiment.recipe.run.name)
-            _describe(made, experiment)
-            path = str(made.path)
+            text = do()
         except AdvdiffError as error:
             if world.size == 1:
                 raise
             failure = str(error)
-    path, failure = world.gather(path)[0], world.gather(failure)[0]
+    text, failure = world.gather(text)[0], world.gather(failure)[0]
     if failure:
         raise StorageError(failure)
-    return RunDir(Path(path)), None
+    return text
+
+
+def _saved(rundir: RunDir, experiment: Experiment, world: World) -> Checkpoint | None:
+    """The checkpoint to go on from; the frozen recipe becomes that of the run as a whole."""
+    saved = resuming.newest(rundir, experiment, world, _facts(experiment, world))
+    if world.is_main and load_recipe(rundir.recipe_lock) != experiment.recipe:
+        _describe(rundir, experiment)
+    return saved
 
 
 def _describe(rundir: RunDir, experiment: Experiment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from advdiff_core.engine.checkpoint import Store, save
 from advdiff_core.engine.preview import preview
 from advdiff_core.engine.rundir import RunDir, save_capsule
 from advdiff_core.engine.state import is_finite
-from advdiff_core.errors import NumericsError
+from advdiff_core.errors import NumericsError, escape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +87,8 @@ class Ticks:
         }
         saved = save(self.store, trainer.nimg, shared=shared, rank_state=own, meta=meta)
         self.saved = trainer.nimg
+        for note in saved.notes:
+            sys.stderr.write(f"advdiff: warning: {escape(note, limit=500)}\n")
         if trainer.world.is_main:
             self.hooks.checkpoint_saved(self.info, trainer.nimg, saved.path)
 

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 
+from advdiff_core.engine import tick
 from advdiff_core.engine.api import open_trained, train
 from advdiff_core.engine.checkpoint import load, newest_valid
 from advdiff_core.engine.distributed import World, joined_world
+from advdiff_core.engine.rundir import open_run
 from advdiff_core.errors import (
     AdvdiffError,
     DataError,
     Interrupted,
     NumericsError,
     PluginError,
+    StorageError,
     UsageError,
 )
 from advdiff_core.hooks.manager import Hooks
@@ -406,3 +410,27 @@ def test_group_that_cannot_be_joined_names_its_address(monkeypatch):
     with pytest.raises(AdvdiffError, match="cannot join 2 processes at localhost") as caught:
         joined_world().__enter__()
     assert caught.value.code == "X08"
+
+
+def test_run_that_is_going_on_is_not_resumed_by_another_process(recipe, tmp_path):
+    """K11, S08: the folder is locked before its checkpoint is read; the holder is named."""
+    run = train(recipe("run.images=16"), out=tmp_path).run
+    held = open_run(run).lock()
+    with pytest.raises(StorageError) as caught:
+        train(recipe(), resume=run)
+    held.release()
+    assert caught.value.code == "S08"
+    assert caught.value.exit_code == 5
+    assert train(recipe(), resume=run).nimg == 64
+
+
+def test_checkpoint_that_cannot_be_rotated_is_told(recipe, tmp_path, monkeypatch, capsys):
+    """S04: old checkpoints that stay are no failure of the save, and no secret."""
+    original = tick.save
+
+    def save(*args, **kwargs):
+        return evolve(original(*args, **kwargs), notes=("cannot remove 16",))
+
+    monkeypatch.setattr(tick, "save", save)
+    train(recipe("run.images=16"), out=tmp_path)
+    assert "advdiff: warning: cannot remove 16" in capsys.readouterr().err
