@@ -110,7 +110,7 @@ class HandWritten:
         delta = (delta.detach() + radius * gradient.sign()).clamp(-radius, radius)
         moved = self.predict(x_t + delta, index)
         residual = (moved - predicted - delta / sigma).square().flatten(1).mean(1)
-        rule = torch.minimum(3**0.5 / radius, (sigma / radius).square() / 0.3).flatten()
+        rule = torch.minimum(3**0.5 / radius, (10 / 3) * (sigma / radius).square()).flatten()
         return (rule * residual).mean()
 
 
