@@ -12,6 +12,7 @@ from attrs import define, evolve, field
 from advdiff_core.discovery import KINDS, Catalogue, scan
 from advdiff_core.errors import Fault, RecipeError, escape
 from advdiff_core.recipe import rules
+from advdiff_core.recipe.draft import Draft
 from advdiff_core.recipe.extends import with_bases
 from advdiff_core.recipe.fields import no_name, unknown_keys
 from advdiff_core.recipe.fill import filled, run_name
@@ -157,7 +158,7 @@ class _Loader:
             for ref, table in _REFS.items()
             if isinstance(self.tables.get(table, {}), dict)
         }
-        self.problems += rules.check(rules.Draft(names=names, **parts))
+        self.problems += rules.check(Draft(names=names, **parts))
         if self.problems:
             raise RecipeError(self._faults(self.problems))
         recipe = Recipe(

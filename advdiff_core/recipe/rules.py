@@ -2,116 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-from attrs import field, frozen
 
-from advdiff_core.errors import nearest
+from advdiff_core.recipe.draft import Draft, listed, references
 from advdiff_core.recipe.lines import Key
 from advdiff_core.recipe.problems import Problem, described
 from advdiff_core.recipe.schema import (
     ROOT_VIEWS,
-    Data,
-    Evaluate,
-    Model,
-    Player,
-    Run,
     Sample,
     Schedule,
-    Term,
-    View,
 )
 from advdiff_core.settings import Spec
 
-__all__ = ["Draft", "check"]
-
-
-@frozen(kw_only=True)
-class Draft:
-    """The tables of a recipe that could be read, and the names of all.
-
-    Attributes:
-        names: Declared names by what refers to them: "role", "view", "term", "player". They hold
-            those of tables with problems too, so that one fault does not cause another; what is
-            no table at all is missing.
-    """
-
-    names: Mapping[str, list[str]]
-    run: Run | None = None
-    data: Data | None = None
-    schedule: Schedule | None = None
-    models: Mapping[str, Model] = field(factory=dict)
-    views: Mapping[str, View] = field(factory=dict)
-    terms: Mapping[str, Term] = field(factory=dict)
-    players: Mapping[str, Player] = field(factory=dict)
-    sample: Sample | None = None
-    evaluate: Evaluate | None = None
-
-    @property
-    def knows_players(self) -> bool:
-        """True if every player could be read."""
-        return set(self.players) == set(self.names.get("player", ["?"]))
+__all__ = ["check"]
 
 
 def check(draft: Draft) -> Iterator[Problem]:
     """Every broken rule; only rules whose tables could be read are judged."""
-    yield from _references(draft)
+    yield from references(draft)
     yield from _ownership(draft)
     yield from _training(draft)
     yield from _view_chains(draft)
     yield from _sampling(draft)
     yield from _numbers(draft)
-
-
-def _references(draft: Draft) -> Iterator[Problem]:
-    """Every key with `ref` names something that exists."""
-    for table in ("data", "schedule", "sample", "evaluate"):
-        yield from _walk(draft, getattr(draft, table), (table,))
-    for table in ("models", "views", "terms", "players"):
-        for name, value in getattr(draft, table).items():
-            yield from _walk(draft, value, (table, name))
-
-
-def _walk(draft: Draft, value: Any, path: Key) -> Iterator[Problem]:
-    if isinstance(value, Spec):
-        yield from _walk(draft, value.settings, path)
-    elif isinstance(value, tuple):
-        for position, inner in enumerate(value):
-            yield from _walk(draft, inner, (*path, position))
-    elif attrs.has(type(value)):
-        for one in attrs.fields(type(value)):
-            yield from _field(draft, one, getattr(value, one.name), path)
-
-
-def _field(draft: Draft, one: attrs.Attribute[Any], value: Any, path: Key) -> Iterator[Problem]:
-    own = one.name == "spec"
-    here = path if own else (*path, str(one.metadata.get("key") or one.alias))
-    ref = str(one.metadata.get("ref") or "")
-    if ref not in draft.names:
-        yield from _walk(draft, value, here)
-        return
-    for position, name in enumerate(value if isinstance(value, tuple) else [value]):
-        at = (*here, position) if isinstance(value, tuple) else here
-        if name and name not in draft.names[ref]:
-            yield _unknown_name(draft, ref, name, at)
-
-
-def _unknown_name(draft: Draft, ref: str, name: str, path: Key) -> Problem:
-    table = {"role": "models", "view": "views", "term": "terms", "player": "players"}[ref]
-    known = draft.names[ref]
-    near = nearest(name, known)
-    fix = (
-        f"did you mean {near!r}?"
-        if near
-        else f"declare [{table}.{name}]; there is {_listed(known)}"
-    )
-    return Problem(path=path, code="R11", message=f"there is no {ref} {name!r}", fix=fix)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
 
 
 def _ownership(draft: Draft) -> Iterator[Problem]:
@@ -121,11 +37,11 @@ def _ownership(draft: Draft) -> Iterator[Problem]:
     for what, ref in (("terms", "term"), ("models", "role")):
         owners: dict[str, Key] = {}
         for name, player in draft.players.items():
-            for position, listed in enumerate(getattr(player, what)):
+            for position, one in enumerate(getattr(player, what)):
                 here = ("players", name, what, position)
-                if listed in owners:
-                    yield _two_owners(ref, listed, here, owners[listed])
-                owners.setdefault(listed, here)
+                if one in owners:
+                    yield _two_owners(ref, one, here, owners[one])
+                owners.setdefault(one, here)
         if what == "terms":
             yield from _orphans(draft, owners)
 
@@ -140,7 +56,7 @@ def _two_owners(ref: str, name: str, here: Key, there: Key) -> Problem:
 
 
 def _orphans(draft: Draft, owners: Mapping[str, Key]) -> Iterator[Problem]:
-    players = _listed(draft.names["player"])
+    players = listed(draft.names["player"])
     for name in draft.names.get("term", ()):
         if name not in owners:
             yield Problem(
@@ -168,7 +84,7 @@ def _training(draft: Draft) -> Iterator[Problem]:
 
 def _terms_fix(draft: Draft) -> str:
     known = draft.names.get("term", ())
-    return f"list some of {_listed(known)}" if known else "add [terms.<name>]"
+    return f"list some of {listed(known)}" if known else "add [terms.<name>]"
 
 
 def _trainable(draft: Draft, role: str, here: Key) -> Iterator[Problem]:
