@@ -1,0 +1,38 @@
+"""How a component is built for the laws, where its defaults are not enough. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from advdiff_core.testing.steps import Model, Moved
+    from advdiff_core.types import DataInfo
+
+__all__ = ["Example", "MadeExample"]
+
+
+@frozen(kw_only=True)
+class Example:
+    """One way to build a component.
+
+    Attributes:
+        settings: Its keys, as a recipe writes them.
+        data: Description of the data it is built for; the laws' own images and points if None.
+        models: Roles that its queries name, where the laws' own networks do not do.
+        views: Views that its queries name, where the laws' own do not do.
+        best: Metrics only: values of its numbers if samples, clean and training data are the same.
+    """
+
+    settings: Mapping[str, Any] = field(factory=dict)
+    data: DataInfo | None = None
+    models: Mapping[str, Model] = field(factory=dict)
+    views: Mapping[str, Moved] = field(factory=dict)
+    best: Mapping[str, float] = field(factory=dict)
+
+
+#: An example, its settings alone, or what makes either in a folder of its own (for files).
+MadeExample = Example | Mapping[str, Any] | Callable[[Path], Example | Mapping[str, Any]]

@@ -1,0 +1,89 @@
+"""The laws catch planted mistakes, each in a message that names it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import planted_attacks
+import planted_data
+import planted_networks
+import planted_optimizers
+import planted_perturbations
+import planted_samplers
+import planted_schedules
+import planted_terms
+import pytest
+import torch
+from planted import PLANTED, Planted
+
+from advdiff_core.testing import broken_laws
+from advdiff_core.testing.collecting import kind_of
+from advdiff_core.testing.index import SLOW, law_names
+
+importlib.import_module("planted_import")
+os.environ.pop("PLANTED_BY_AN_IMPORT", None)
+
+EXAMPLES = 10
+#: Share of the mistakes that must be caught.
+WANTED = 0.95
+
+HEALTHY = [
+    planted_attacks.Healthy,
+    planted_data.Damage,
+    planted_data.Distance,
+    planted_data.Healthy,
+    planted_networks.Critic,
+    planted_networks.Healthy,
+    planted_networks.Target,
+    planted_optimizers.Healthy,
+    planted_perturbations.Free,
+    planted_perturbations.Healthy,
+    planted_samplers.Healthy,
+    planted_schedules.Discrete,
+    planted_schedules.Healthy,
+    planted_terms.Healthy,
+]
+
+caught: dict[str, bool] = {}
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """A mistake may switch the default dtype."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def name_of(value: object) -> str:
+    """Name of a mistake, for its test."""
+    cls = value.component if isinstance(value, Planted) else value
+    return f"{cls.__module__.removeprefix('planted_')}-{cls.__name__}"
+
+
+@pytest.mark.parametrize("mistake", PLANTED, ids=name_of)
+def test_laws_notice_a_planted_mistake(mistake: Planted) -> None:
+    """The law meant for it finds the mistake and says so."""
+    broken = broken_laws(
+        mistake.component, only=[mistake.law], examples=EXAMPLES, example=mistake.settings
+    )
+    caught[name_of(mistake)] = mistake.law in broken
+    message = broken.get(mistake.law, "")
+    assert message, f"{mistake.law} does not notice"
+    for word in mistake.words:
+        assert word in message, message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("component", HEALTHY, ids=name_of)
+def test_laws_hold_for_the_healthy_originals(component: type) -> None:
+    """What the mistakes are planted in breaks no law."""
+    # A process for each would take most of a minute; the laws of our own components try it.
+    names = set(law_names(kind_of(component))) - {"import-is-clean", *SLOW}
+    assert broken_laws(component, only=sorted(names), examples=5) == {}
+
+
+def test_laws_catch_nearly_every_mistake() -> None:
+    """At least 40 mistakes are planted, and at least 95 % of them are caught."""
+    assert len(PLANTED) >= 40
+    assert sum(caught.values()) >= WANTED * len(caught)
