@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from attrs import define, field, frozen
@@ -153,8 +154,10 @@ def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> 
         modules: The networks.
         statistics: Keep the running statistics of batch norms as they are, too.
     """
-    flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
-    tracking = _tracking(modules) if statistics else []
+    parts = [_parts(module) for module in modules]
+    flags = [(p, p.requires_grad) for parameters, _ in parts for p in parameters]
+    norms = [part for _, found in parts for part in found] if statistics else []
+    tracking = [part for part in norms if part.training and part.track_running_stats]
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
@@ -168,7 +171,15 @@ def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> 
             part.track_running_stats = True
 
 
-def _tracking(modules: list[nn.Module]) -> list[_NormBase]:
-    """Batch norms in train mode that update their running statistics."""
-    parts = (part for module in modules for part in module.modules())
-    return [p for p in parts if isinstance(p, _NormBase) and p.training and p.track_running_stats]
+#: Parameters and batch norms of networks, whose make-up is fixed for a run: walking a tree of modules
+#: in every step costs about a millisecond.
+_FOUND: WeakKeyDictionary[nn.Module, tuple[list[nn.Parameter], list[_NormBase]]] = (
+    WeakKeyDictionary()
+)
+
+
+def _parts(module: nn.Module) -> tuple[list[nn.Parameter], list[_NormBase]]:
+    if module not in _FOUND:
+        norms = [part for part in module.modules() if isinstance(part, _NormBase)]
+        _FOUND[module] = (list(module.parameters()), norms)
+    return _FOUND[module]

@@ -27,7 +27,7 @@ from advdiff_core.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "examples" / "quickstart.toml"
 PLAIN = ('players.student.terms=["denoise"]', "terms.denoise.weight=1.0")
-WARM_UP, ROUNDS, MEMORY_STEPS = 5, 60, 8
+WARM_UP, ROUNDS, MEMORY_STEPS = 5, 120, 8
 
 
 def experiment(*, adversarial: bool) -> Experiment:
