@@ -171,8 +171,8 @@ def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> 
             part.track_running_stats = True
 
 
-#: Parameters and batch norms of networks, whose make-up is fixed for a run: walking a tree of modules
-#: in every step costs about a millisecond.
+#: Parameters and batch norms of networks, whose make-up is fixed for a run: walking a tree of
+#: modules in every step costs about a millisecond.
 _FOUND: WeakKeyDictionary[nn.Module, tuple[list[nn.Parameter], list[_NormBase]]] = (
     WeakKeyDictionary()
 )
