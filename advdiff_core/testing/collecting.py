@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Case", "broken_laws", "kind_of", "law_of", "laws"]
 
+#: Witnesses that are tried against a law where nobody asks for another number.
+DEFAULT_WITNESSES = 10
+
 Examples = Mapping[str, Sequence[MadeExample]]
 
 
@@ -60,17 +63,16 @@ class Case:
         number = f"#{self.number + 1}" if self.number else ""
         return f"{self.component}{number}/{self.law}"
 
-    def check(self, examples: int | None = None) -> None:
+    def check(self, witnesses: int = DEFAULT_WITNESSES) -> None:
         """Try the law.
 
         Raises:
             LawBroken: If the component breaks it.
         """
-        from advdiff_core.testing.law import DEFAULT_EXAMPLES, try_law
+        from advdiff_core.testing.law import try_law
 
         subject = _subject(self.kind, self.use, self.owner, self.number, _Held(self.example))
-        count = DEFAULT_EXAMPLES if examples is None else examples
-        try_law(law_of(self.kind, self.law), subject, examples=count)
+        try_law(law_of(self.kind, self.law), subject, witnesses=witnesses)
 
 
 class _Held:
@@ -119,6 +121,7 @@ def laws(
     *,
     expected_failures: Mapping[str, str] | None = None,
     examples: Examples | None = None,
+    witnesses: int = DEFAULT_WITNESSES,
 ) -> Callable[..., None]:
     """The laws of every component that a distribution declares, as a test.
 
@@ -131,6 +134,7 @@ def laws(
             fail is a failure.
         examples: How components are built, by `kind:use`: settings as a recipe writes them, an
             `Example`, or a function of a folder that makes either. One set of laws each.
+        witnesses: How many are tried per law, if pytest is not told by `--advdiff-examples`.
 
     Raises:
         UsageError: If the plugin declares no component, or a key names no law or component of it.
@@ -146,14 +150,24 @@ def laws(
         __tracebackhide__ = True
         if case.law in SLOW and not request.config.getoption("advdiff_slow", default=False):
             pytest.skip("slow: run with --advdiff-slow")
-        try:
-            case.check(request.config.getoption("advdiff_examples", default=None))
-        except LawBroken as broken:
-            if broken.__cause__ is not None:
-                raise
-            pytest.fail(str(broken), pytrace=False)
+        asked = request.config.getoption("advdiff_examples", default=None)
+        message = _complaint(case, witnesses if asked is None else asked)
+        if message:
+            pytest.fail(message, pytrace=False)
 
     return test_laws
+
+
+def _complaint(case: Case, witnesses: int) -> str:
+    """How a component breaks a law in one line, "" if it does not; raises what it raised."""
+    __tracebackhide__ = True
+    try:
+        case.check(witnesses)
+    except LawBroken as broken:
+        if broken.__cause__ is not None:
+            raise
+        return str(broken)
+    return ""
 
 
 def _marks(case: Case, reasons: Mapping[str, str]) -> tuple[Any, ...]:
@@ -222,7 +236,7 @@ def broken_laws(
     *,
     kind: str = "",
     only: Sequence[str] = (),
-    examples: int | None = None,
+    witnesses: int = DEFAULT_WITNESSES,
     example: Example | Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """The laws that a class breaks, with what is wrong; the class needs no entry point.
@@ -231,11 +245,11 @@ def broken_laws(
         component: The class.
         kind: Its registry kind; found by its base class if left out.
         only: Names of laws; all if empty.
-        examples: How many witnesses are tried per law.
+        witnesses: How many are tried per law.
         example: How it is built; its defaults if None.
     """
     from advdiff_core.testing.findings import NotApplicable
-    from advdiff_core.testing.law import DEFAULT_EXAMPLES, try_law
+    from advdiff_core.testing.law import try_law
     from advdiff_core.testing.subject import Subject, catalogue_with
 
     kind = kind or kind_of(component)
@@ -244,8 +258,7 @@ def broken_laws(
     broken: dict[str, str] = {}
     for name in only or [law for law in LAW_NAMES[""] + LAW_NAMES[kind] if law not in SLOW]:
         try:
-            count = DEFAULT_EXAMPLES if examples is None else examples
-            try_law(law_of(kind, name), subject, examples=count)
+            try_law(law_of(kind, name), subject, witnesses=witnesses)
         except LawBroken as error:
             broken[name] = str(error)
         except NotApplicable:

@@ -17,10 +17,7 @@ from advdiff_core.testing.findings import Finding, LawBroken, NotApplicable, sho
 if TYPE_CHECKING:
     from advdiff_core.testing.subject import Subject
 
-__all__ = ["DEFAULT_EXAMPLES", "Law", "Laws", "try_law"]
-
-#: Examples of a law where nobody asks for another number.
-DEFAULT_EXAMPLES = 10
+__all__ = ["Law", "Laws", "try_law"]
 
 #: A strategy, or what makes one for a component.
 Draw = SearchStrategy[Any] | Callable[[Any], SearchStrategy[Any]]
@@ -35,7 +32,7 @@ class Law:
         summary: The promise in one sentence.
         check: Raises `Finding` if the component breaks it; takes the component and the witness.
         witness: What is drawn, by name of the argument.
-        effort: Share of the asked-for examples that is tried; for laws that take long.
+        effort: Share of the asked-for witnesses that is tried; for laws that take long.
         slow: Tried only if asked for (`--advdiff-slow`).
     """
 
@@ -69,7 +66,7 @@ class Laws:
         return declare
 
 
-def try_law(law: Law, subject: Subject, *, examples: int = DEFAULT_EXAMPLES) -> None:
+def try_law(law: Law, subject: Subject, *, witnesses: int) -> None:
     """Look for a witness against a law, and shrink it.
 
     The search is the same each time: what is found once is found again.
@@ -77,7 +74,7 @@ def try_law(law: Law, subject: Subject, *, examples: int = DEFAULT_EXAMPLES) -> 
     Args:
         law: The law.
         subject: The component.
-        examples: How many witnesses to try.
+        witnesses: How many to try.
 
     Raises:
         LawBroken: With law, component, what was found and wanted, the shrunk witness and the mend.
@@ -101,7 +98,7 @@ def try_law(law: Law, subject: Subject, *, examples: int = DEFAULT_EXAMPLES) -> 
         return
     search = hypothesis.given(**strategies)(attempt)
     search = hypothesis.settings(
-        max_examples=max(1, round(examples * law.effort)), deadline=None, derandomize=True,
+        max_examples=max(1, round(witnesses * law.effort)), deadline=None, derandomize=True,
         database=None,
         phases=(Phase.generate, Phase.shrink), print_blob=False, report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),

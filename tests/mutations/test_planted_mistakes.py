@@ -24,7 +24,7 @@ from advdiff_core.testing.index import SLOW, law_names
 importlib.import_module("planted_import")
 os.environ.pop("PLANTED_BY_AN_IMPORT", None)
 
-EXAMPLES = 10
+WITNESSES = 10
 #: Share of the mistakes that must be caught.
 WANTED = 0.95
 
@@ -65,7 +65,7 @@ def name_of(value: object) -> str:
 def test_laws_notice_a_planted_mistake(mistake: Planted) -> None:
     """The law meant for it finds the mistake and says so."""
     broken = broken_laws(
-        mistake.component, only=[mistake.law], examples=EXAMPLES, example=mistake.settings
+        mistake.component, only=[mistake.law], witnesses=WITNESSES, example=mistake.settings
     )
     caught[name_of(mistake)] = mistake.law in broken
     message = broken.get(mistake.law, "")
@@ -80,7 +80,7 @@ def test_laws_hold_for_the_healthy_originals(component: type) -> None:
     """What the mistakes are planted in breaks no law."""
     # A process for each would take most of a minute; the laws of our own components try it.
     names = set(law_names(kind_of(component))) - {"import-is-clean", *SLOW}
-    assert broken_laws(component, only=sorted(names), examples=5) == {}
+    assert broken_laws(component, only=sorted(names), witnesses=5) == {}
 
 
 def test_laws_catch_nearly_every_mistake() -> None:
