@@ -1,8 +1,8 @@
 """Engine overhead: a recipe's training step against the same mathematics in a hand-written loop.
 
 Both sides use the quickstart's U-Net, batch, optimizer, clipping and EMA; the hand-written side is
-what a careful user would write without advdiff. They alternate step by step in one process, so that
-drift hits both. Memory is the growth of the resident set over a few steps, each side in a process
+what a careful user would write without advdiff. They alternate step by step in one process on one
+thread, and the ratio is the median over the pairs: drift and neighbours hit both. Memory is the growth of the resident set over a few steps, each side in a process
 of its own.
 """
 
