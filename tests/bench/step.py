@@ -2,8 +2,8 @@
 
 Both sides use the quickstart's U-Net, batch, optimizer, clipping and EMA; the hand-written side is
 what a careful user would write without advdiff. They alternate step by step in one process on one
-thread, and the ratio is the median over the pairs: drift and neighbours hit both. Memory is the growth of the resident set over a few steps, each side in a process
-of its own.
+thread, and the ratio is the median over the pairs: drift and neighbours hit both. Memory is the
+growth of the resident set over a few steps, each side in a process of its own.
 """
 
 from __future__ import annotations
