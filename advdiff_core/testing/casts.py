@@ -10,9 +10,11 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
+from advdiff_core.draws import Draws
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.loss_term import LossTerm
-from advdiff_core.interfaces.perturbation import Perturbation
+from advdiff_core.interfaces.perturbation import Perturbation, Probe
+from advdiff_core.math import norms
 from advdiff_core.step.plan import Phase, Plan
 from advdiff_core.step.queries import View
 from advdiff_core.step.scene import ROOTS
@@ -22,9 +24,9 @@ from advdiff_core.testing.bench import World
 from advdiff_core.testing.parts import BenchCritic, BenchNet, BenchShift, BenchTarget
 from advdiff_core.testing.steps import Model, Moved, Stage, build_stage
 from advdiff_core.testing.subject import Subject, references
-from advdiff_core.types import Noised
+from advdiff_core.types import Budget, Noised
 
-__all__ = ["Asked", "Shot", "ask", "perturbed", "shoot", "stage_of", "term_stage"]
+__all__ = ["Asked", "GradientWatch", "Shot", "ask", "perturbed", "shoot", "stage_of", "term_stage"]
 
 KINDS = ("denoiser", "classifier", "discriminator", "alignment_target")
 #: Words in a role's name that tell its kind; the others are tried after it.
@@ -169,6 +171,48 @@ def shoot(  # noqa: PLR0913 - the coordinates of a batch.
     return Shot(step, plan, step._memo[View(base)], view)
 
 
+class GradientWatch:
+    """Notes the first gradient that a search asks for, and where it began and ended.
+
+    Args:
+        perturbation: Its search is watched from now on.
+
+    Attributes:
+        gradient: The first gradient [B, ...].
+        began: Where it was taken [B, ...].
+        ended: What the search proposed, projected [B, ...].
+    """
+
+    def __init__(self, perturbation: Perturbation) -> None:
+        self.gradient: Tensor | None = None
+        self.began: Tensor | None = None
+        self.ended: Tensor | None = None
+        search = perturbation.search
+
+        def watched(noised: Noised, budget: Budget, probe: Probe, rng: Draws) -> Tensor:
+            found = search(noised, budget, _WatchedProbe(probe, self), rng)
+            radius = budget.radius
+            self.ended = norms.project(found.detach(), norm=budget.norm, radius=radius)
+            return found
+
+        perturbation.search = watched  # type: ignore[method-assign]
+
+
+class _WatchedProbe:
+    """A probe that tells a watch of its first gradient."""
+
+    def __init__(self, probe: Probe, watch: GradientWatch) -> None:
+        self.probe, self.watch = probe, watch
+        self.base, self.step, self.at = probe.base, probe.step, probe.at
+
+    def gradient(self, objective: Tensor, delta: Tensor) -> Tensor:
+        """The gradient [B, ...] of `objective` [B] towards `delta` [B, ...], noted."""
+        found = self.probe.gradient(objective, delta)
+        if self.watch.gradient is None:
+            self.watch.gradient, self.watch.began = found.clone(), delta.detach().clone()
+        return found
+
+
 def term_stage(
     subject: Subject, world: World, *, parametrization: str = "eps", schedule: str = "vp-linear",
     seed: int = 0,
@@ -242,9 +286,8 @@ def term_step(  # noqa: PLR0913 - the coordinates of a batch.
     return step
 
 
-def term_step_like(step: TrainStep, term: LossTerm, x: Tensor, y: Tensor | None) -> TrainStep:
+def step_like(step: TrainStep, x: Tensor, y: Tensor | None) -> TrainStep:
     """A step of the same scene and plan on other samples `x` [B, ...] and labels `y` [B]."""
     made = TrainStep(step.scene, step.plan, x, y, step.place)
     made.enter(step.plan.phases[0], [])
-    del term
     return made

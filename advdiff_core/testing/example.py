@@ -24,6 +24,7 @@ class Example:
         data: Description of the data it is built for; the laws' own images and points if None.
         models: Roles that its queries name, where the laws' own networks do not do.
         views: Views that its queries name, where the laws' own do not do.
+        order: Samplers only: the order of convergence that it claims.
         best: Metrics only: values of its numbers if samples, clean and training data are the same.
     """
 
@@ -32,6 +33,7 @@ class Example:
     models: Mapping[str, Model] = field(factory=dict)
     views: Mapping[str, Moved] = field(factory=dict)
     best: Mapping[str, float] = field(factory=dict)
+    order: int | None = None
 
 
 #: An example, its settings alone, or what makes either in a folder of its own (for files).

@@ -76,13 +76,17 @@ EXAMPLES = {
         {"attack": {"use": "unregistered:bench-attack"}},
         {"attack": {"use": "unregistered:bench-attack"}, "unit": "noise", "follows": False},
     ],
-    "sampler:ddim": [{}, {"eta": 1.0}, {"clip_x0": True}],
+    "sampler:ddim": [Example(order=1), {"eta": 1.0}, {"clip_x0": True}],
     "sampler:ddpm": [{}, {"variance": "fixed-small"}],
-    "sampler:euler": [{}, {"churn": 5.0}],
+    "sampler:dpm++2m": [Example(order=2)],
+    "sampler:euler": [Example(order=1), {"churn": 5.0}],
+    "sampler:heun": [Example(order=2), {"churn": 5.0}],
 }  # fmt: skip
 
+CLIPS = "clips the tails of the Gaussian whose exact solution is known"
 EXPECTED = {
-    "sampler:ddim#3/converges": "clips the tails of the Gaussian whose exact solution is known",
+    "sampler:ddim#3/converges": CLIPS,
+    "sampler:ddim#3/keeps-the-distribution": CLIPS,
 }
 
 test_core_keeps_the_laws = laws(

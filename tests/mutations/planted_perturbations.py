@@ -175,6 +175,15 @@ class DividesByNorm(Healthy):
         return delta.detach() + self.radius(noised, budget) * self.slope(delta, noised, probe)
 
 
+@planted("climbs-what-it-derives", "down its own gradient", "uphill")
+class Descends(Healthy):
+    """The wrong sign."""
+
+    def slope(self, delta, noised, probe):
+        """Downhill."""
+        return -super().slope(delta, noised, probe)
+
+
 @planted("zero-budget-is-identity", "radius zero", "above zero")
 class DividesByRadius(Healthy):
     """Works in shares of the radius."""

@@ -124,6 +124,17 @@ class HalfTheNoise(Healthy):
         return super().step(x, x0, 0.9 * eps, t_next, draws)
 
 
+@planted("keeps-the-distribution", "deviation", "how much it adds")
+class TooMuchNoise(Healthy):
+    """Puts more noise back than it has removed."""
+
+    def step(self, x, x0, eps, t_next, draws):
+        """Ancestral, with the whole noise on top of what is left."""
+        sigma = expand(self.build.schedule.sigma(t_next), x)
+        fresh = draws.normal(tuple(x.shape)).to(x)
+        return super().step(x, x0, eps, t_next, draws) + 0.5 * sigma * fresh
+
+
 @planted("images-are-independent", "of seed", "`draws` alone")
 class GlobalNoise(Healthy):
     """Adds noise from the global generator."""

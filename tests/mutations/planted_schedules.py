@@ -70,6 +70,15 @@ class WrongInverse(Healthy):
         return torch.sigmoid(-log_snr).clamp(self.t_min, self.t_max)
 
 
+@planted("time-of-log-snr", "beyond the range", "clamp")
+class UnclampedInverse(Healthy):
+    """An inverse that leaves the range."""
+
+    def time_of_log_snr(self, log_snr):
+        """Not clamped."""
+        return torch.sigmoid(-log_snr / 2)
+
+
 @planted("log-snr-is-its-formula", "log_snr", "ratio of variances")
 class HalfLogSnr(Healthy):
     """The ratio of deviations, not of variances."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import attrs
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -33,6 +34,10 @@ def made(subject: Subject, world: World) -> Corruption:
         ("corruption", world.name), lambda: rig(subject).build(subject, world)
     )
     return found
+
+
+def _keys(subject: Subject) -> set[str]:
+    return {one.name for one in attrs.fields(type(subject.settings))}
 
 
 def samples(world: World, indices: list[int]) -> tuple[Tensor, Tensor]:
@@ -103,7 +108,7 @@ def damages_what_it_says(subject: Subject, world: World, indices: list[int]) -> 
 @law("damages-a-fraction", world=worlds, fraction=st.sampled_from((0.5, 0.0, 1.0, 0.25)))
 def damages_a_fraction(subject: Subject, world: World, fraction: float) -> None:
     """If it has a key `fraction`, that share of all samples is affected, and changed."""
-    if not hasattr(subject.settings, "fraction"):
+    if "fraction" not in _keys(subject):
         message = "it has no key `fraction`"
         raise NotApplicable(message)
     other = subject.variant({"fraction": fraction})
@@ -131,10 +136,10 @@ def damages_a_fraction(subject: Subject, world: World, fraction: float) -> None:
 @law("obeys-its-seed", world=worlds, seed=st.integers(1, 99))
 def obeys_its_seed(subject: Subject, world: World, seed: int) -> None:
     """If it has a key `seed`, another seed does other damage."""
-    if not hasattr(subject.settings, "seed"):
+    if "seed" not in _keys(subject):
         message = "it has no key `seed`"
         raise NotApplicable(message)
-    wide = {"fraction": 0.5} if hasattr(subject.settings, "fraction") else {}
+    wide = {"fraction": 0.5} if "fraction" in _keys(subject) else {}
     first, other = (subject.variant({"seed": n, **wide}) for n in (0, seed))
     x, at = samples(world, list(range(COUNT)))
     a, b = (rig(one).build(one, world).corrupt(x, at) for one in (first, other))

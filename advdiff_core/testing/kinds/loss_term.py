@@ -160,7 +160,7 @@ def follows_the_order_of_samples(
     }
     stage = step.scene
     y = None if step.y is None else step.y[rows]
-    again = casts.term_step_like(step, asked.term, step.x0[rows], y)
+    again = casts.step_like(step, step.x0[rows], y)
     again._memo.update(given)
     if any(info.kind == "alignment_target" for info in stage.models.values()):
         again._memo.update({q: _permuted(v, rows) for q, v in step._memo.items() if q.detached})

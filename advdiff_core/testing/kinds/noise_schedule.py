@@ -90,7 +90,7 @@ def ends(subject: Subject) -> None:
 
 @law("time-of-log-snr", share=shares)
 def time_of_log_snr(subject: Subject, share: float) -> None:
-    """From time to log-SNR and back is the identity."""
+    """From time to log-SNR and back is the identity; ratios beyond the range give its ends."""
     schedule = made(subject)
     t = at(schedule, share)
     back = schedule.time_of_log_snr(schedule.log_snr(t))
@@ -101,6 +101,15 @@ def time_of_log_snr(subject: Subject, share: float) -> None:
             wanted="the same time",
             mend="make time_of_log_snr the inverse of log_snr, clamped to [t_min, t_max]",
         )
+    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
+    beyond = schedule.log_snr(ends) + torch.tensor([5.0, -5.0], dtype=torch.float64)
+    same_values(
+        schedule.time_of_log_snr(beyond),
+        ends,
+        what="times of log-SNRs beyond the range",
+        rtol=1e-6,
+        mend="clamp time_of_log_snr to [t_min, t_max]",
+    )
 
 
 @law("log-snr-is-its-formula", share=shares)

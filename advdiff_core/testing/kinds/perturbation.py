@@ -279,6 +279,24 @@ def survives_a_flat_network(subject: Subject, world: World, seed: int) -> None:
     )
 
 
+@law("climbs-what-it-derives", world=worlds, seed=seeds(), parametrization=parametrizations)
+def climbs_what_it_derives(subject: Subject, world: World, seed: int, parametrization: str) -> None:
+    """A search that asks for gradients ends further up the first of them than it began."""
+    made = stage(subject, world, parametrization=parametrization)
+    watched = casts.GradientWatch(casts.perturbation_of(made))
+    casts.shoot(made, world, size=3, seed=seed)
+    if watched.gradient is None or watched.began is None or watched.ended is None:
+        message = "it asks the probe for no gradient"
+        raise NotApplicable(message)
+    moved = (watched.ended - watched.began) * watched.gradient
+    if float(moved.sum()) < 0:
+        raise wrong(
+            "a search that ends down its own gradient",
+            wanted="a step uphill: the objective should grow",
+            mend="add the step, do not subtract it; minimise by negating the objective",
+        )
+
+
 @law(
     "keeps-its-type",
     world=worlds,

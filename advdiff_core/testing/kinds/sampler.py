@@ -9,23 +9,25 @@ from torch import Tensor
 
 from advdiff_core.draws import SeedDraws
 from advdiff_core.errors import AdvdiffError
-from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.interfaces.sampler import Sampler, all_steps
 from advdiff_core.math import grids
 from advdiff_core.testing import bench
-from advdiff_core.testing.bench import World, seeds, sizes
+from advdiff_core.testing.bench import World, numel, seeds, sizes
 from advdiff_core.testing.compare import finite, same_bits, same_values
 from advdiff_core.testing.findings import NotApplicable, shown, wrong
 from advdiff_core.testing.kinds.rigs import rig, worlds
+from advdiff_core.testing.known import MEAN, STD, Known, NotingDraws, spread, start
 from advdiff_core.testing.law import Laws
 from advdiff_core.testing.state import leaves
 from advdiff_core.testing.subject import Subject
-from advdiff_core.types import Prediction, expand
 
 __all__ = ["LAWS"]
 
 LAWS = Laws("sampler")
 law = LAWS.law
+
+#: Numbers that a statistic is made of.
+NUMBERS = 3000
 
 
 def schedules(subject: Subject) -> SearchStrategy[str]:
@@ -57,39 +59,6 @@ def sampler(subject: Subject, world: World, schedule: str) -> Sampler:
         lambda: made.sampler(subject, world, schedule),  # type: ignore[attr-defined]
     )
     return found
-
-
-class Known:
-    """A denoiser of Gaussian data with known mean and deviation; 0 is a single point.
-
-    Args:
-        schedule: The schedule.
-        std: Deviation of the data.
-        mean: Their mean; may require a gradient.
-    """
-
-    def __init__(
-        self, schedule: NoiseSchedule, *, std: float = 0.5, mean: float | Tensor = 0.25
-    ) -> None:
-        self.schedule, self.std, self.mean = schedule, std, mean
-        self.calls = 0
-        self.times: list[float] = []
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """The posterior mean for `x_t` [B, ...] at `t` [B]."""
-        self.calls += 1
-        self.times += t.tolist()
-        alpha, sigma = expand(self.schedule.alpha(t), x_t), expand(self.schedule.sigma(t), x_t)
-        gain = alpha * self.std**2 / (alpha.square() * self.std**2 + sigma.square())
-        x0 = self.mean + gain * (x_t - alpha * self.mean)
-        return Prediction("x0", x0, x_t, alpha, sigma)
-
-
-def start(schedule: NoiseSchedule, numbers: list[int], shape: tuple[int, ...], at: float) -> Tensor:
-    """Noise [B, ...] of the size of time `at`, by the image's own seed, float64."""
-    sigma = float(schedule.sigma(torch.tensor(at, dtype=torch.float64)))
-    noise = SeedDraws(numbers, stream="start").normal((len(numbers), *shape))
-    return sigma * noise.double()
 
 
 def run(made: Sampler, denoise: Known, numbers: list[int], world: World, grid: Tensor) -> Tensor:
@@ -172,23 +141,42 @@ def reaches_a_known_point(
     )
 
 
-@law("converges", world=worlds, schedule=schedules, seed=seeds(), effort=0.3)
-def converges(subject: Subject, world: World, schedule: str, seed: int) -> None:
-    """On Gaussian data more steps come nearer to the exact solution, if it draws nothing."""
+def errors_after(  # noqa: PLR0913 - what a run of a sampler is made of.
+    subject: Subject, world: World, schedule: str, seed: int, *, counts: tuple[int, ...], end: bool
+) -> list[float]:
+    """Errors against the exact solution for Gaussian data, by number of steps.
+
+    Args:
+        subject: The sampler.
+        world: The data.
+        schedule: Name of the schedule.
+        seed: Seed of the first image.
+        counts: Numbers of steps.
+        end: Whether the grid ends without noise, or at the last training time.
+
+    Raises:
+        NotApplicable: If the sampler draws numbers.
+    """
     made, known = sampler(subject, world, schedule), bench.schedule(schedule)
-    mean, std = 0.25, 0.5
-    errors = []
-    for count in (12, 96):
-        grid = grids.sampling_times(known, count, law="log-snr")
-        draws = _Refusing()
+    found = []
+    for count in counts:
+        grid = grids.sampling_times(known, count, law="log-snr")[: None if end else -1]
+        draws = NotingDraws()
         x = start(known, [seed, seed + 1], world.data.shape, float(grid[0]))
-        found = made.sample(Known(known, std=std, mean=mean), x, draws, grid=grid).x0
+        made_x0 = made.sample(Known(known), x, draws, grid=grid).x0
         if draws.asked:
             message = "it draws numbers"
             raise NotApplicable(message)
-        alpha, sigma = known.alpha(grid[0]), known.sigma(grid[0])
-        exact = mean + std * (x - alpha * mean) / (alpha.square() * std**2 + sigma.square()).sqrt()
-        errors.append(float((found - exact).abs().max()))
+        z = (x - known.alpha(grid[0]) * MEAN) / spread(known, grid[0])
+        exact = known.alpha(grid[-1]) * MEAN + spread(known, grid[-1]) * z
+        found.append(float((made_x0 - exact).abs().max()))
+    return found
+
+
+@law("converges", world=worlds, schedule=schedules, seed=seeds(), effort=0.3)
+def converges(subject: Subject, world: World, schedule: str, seed: int) -> None:
+    """On Gaussian data more steps come nearer to the exact solution, if it draws nothing."""
+    errors = errors_after(subject, world, schedule, seed, counts=(12, 96), end=True)
     if not errors[1] <= 0.5 * errors[0] + 1e-6:
         raise wrong(
             f"errors of {shown(errors[0])} after 12 steps and {shown(errors[1])} after 96",
@@ -197,16 +185,37 @@ def converges(subject: Subject, world: World, schedule: str, seed: int) -> None:
         )
 
 
-class _Refusing:
-    """Draws that note whether they were asked for."""
+@law("converges-in-its-order", world=worlds, schedule=schedules, seed=seeds(), effort=0.3)
+def converges_in_its_order(subject: Subject, world: World, schedule: str, seed: int) -> None:
+    """Where an example claims an order p, four times the steps make the error 4^p times smaller."""
+    order = subject.example.order
+    if order is None:
+        message = "no example claims an order of convergence: Example(order=...)"
+        raise NotApplicable(message)
+    errors = errors_after(subject, world, schedule, seed, counts=(24, 96), end=False)
+    wanted = 4 ** (order - 0.4)
+    if not errors[1] <= errors[0] / wanted + 1e-9:
+        raise wrong(
+            f"an error {shown(errors[0] / errors[1])} times smaller with four times the steps",
+            wanted=f"at least {shown(wanted)} times: order {order} is claimed",
+            mend="check the higher-order correction, its weight and its sign",
+        )
 
-    def __init__(self) -> None:
-        self.asked = False
 
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Zeros of `shape` [B, ...]."""
-        self.asked = True
-        return torch.zeros(shape)
+@law("keeps-the-distribution", world=worlds, schedule=schedules, seed=seeds(), effort=0.3)
+def keeps_the_distribution(subject: Subject, world: World, schedule: str, seed: int) -> None:
+    """On Gaussian data samples have the mean and the spread of the data."""
+    made, known = sampler(subject, world, schedule), bench.schedule(schedule)
+    grid = grids.sampling_times(known, 64, law="log-snr")
+    count = max(2, NUMBERS // numel(world))
+    x = run(made, Known(known), [seed + n for n in range(count)], world, grid)
+    mean, std = float(x.mean()), float(x.std())
+    if abs(mean - MEAN) > 0.1 * STD or abs(std - STD) > 0.15 * STD:
+        raise wrong(
+            f"samples of mean {shown(mean)} and deviation {shown(std)} on {schedule}",
+            wanted=f"{MEAN} and {STD}, those of the data",
+            mend="check how much noise a step removes and how much it adds",
+        )
 
 
 @law("images-are-independent", world=worlds, schedule=schedules, seed=seeds(), size=sizes(2, 4))
