@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from attrs import field, frozen
 
+from advdiff_core.testing import Example
+
 T = TypeVar("T", bound=type)
 
 
@@ -18,24 +20,24 @@ class Planted:
         component: The faulty class.
         law: The law that must notice.
         words: Words of the message that name the mistake.
-        settings: Its settings, where the defaults do not show it.
+        example: How it is built, where the defaults do not show it.
     """
 
     component: type[Any]
     law: str
     words: tuple[str, ...]
-    settings: dict[str, Any] = field(factory=dict)
+    example: Example = field(factory=Example)
 
 
 #: Every planted mistake, in the order of the modules.
 PLANTED: list[Planted] = []
 
 
-def planted(law: str, *words: str, **settings: Any) -> Callable[[T], T]:
+def planted(law: str, *words: str, **example: Any) -> Callable[[T], T]:
     """Note the decorated class as a mistake that `law` must notice in `words`."""
 
     def note(component: T) -> T:
-        PLANTED.append(Planted(component, law, words, settings))
+        PLANTED.append(Planted(component, law, words, Example(**example)))
         return component
 
     return note

@@ -182,6 +182,15 @@ class OverridesRun(Healthy):
         return self.search(victim, x, budget, domain, rng)
 
 
+@planted("zero-radius-is-identity", "radius zero", "above zero")
+class MovesAnyway(Healthy):
+    """Replaces the method that projects, and rounds to bytes at the end."""
+
+    def run(self, victim, x, budget, *, domain, rng):
+        """Rounded."""
+        return super().run(victim, x, budget, domain=domain, rng=rng).mul(127).round().div(127)
+
+
 @planted("inside-budget-and-domain", "entries like nan", "guard divisions")
 class DividesByMargin(Healthy):
     """0 / 0 where two logits are equal: here wherever the loss is flat."""

@@ -116,6 +116,15 @@ class AnotherEachTime(Healthy):
         self.x = (self.x + 0.01 * AnotherEachTime.built).clamp(0, 1)
 
 
+@planted("leaves-everything-alone", "its input indices", "in place")
+class EditsIndices(Healthy):
+    """Wraps indices in place."""
+
+    def batch(self, indices):
+        """In place."""
+        return super().batch(indices.add_(1).remainder_(COUNT))
+
+
 @planted("hands-out-copies", "edited", "copies")
 class HandsOutViews(Healthy):
     """A view of the first rows, however many."""
@@ -313,3 +322,12 @@ class EditsSamples(Distance):
     def distance(self, samples, clean):
         """In place."""
         return super().distance(samples.mul_(127.5).round_().div_(127.5), clean)
+
+
+@planted("best-on-equal-sets", "samples that are the data", best={"distance": 0.0})
+class ComparesWithNothing(Distance):
+    """Forgets to subtract the data."""
+
+    def distance(self, samples, clean):
+        """Not a distance of the two."""
+        return samples.double().mean(0).norm()

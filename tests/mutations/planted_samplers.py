@@ -124,6 +124,11 @@ class HalfTheNoise(Healthy):
         return super().step(x, x0, 0.9 * eps, t_next, draws)
 
 
+@planted("converges-in-its-order", "order 2 is claimed", "correction", order=2)
+class ClaimsTooMuch(Healthy):
+    """A first-order method that claims to be of second order."""
+
+
 @planted("keeps-the-distribution", "deviation", "how much it adds")
 class TooMuchNoise(Healthy):
     """Puts more noise back than it has removed."""

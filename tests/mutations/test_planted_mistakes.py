@@ -17,9 +17,10 @@ import pytest
 import torch
 from planted import PLANTED, Planted
 
+from advdiff_core.discovery import KINDS
 from advdiff_core.testing import broken_laws
 from advdiff_core.testing.collecting import kind_of
-from advdiff_core.testing.index import SLOW, law_names
+from advdiff_core.testing.index import LAW_NAMES, SLOW, law_names
 
 importlib.import_module("planted_import")
 os.environ.pop("PLANTED_BY_AN_IMPORT", None)
@@ -45,6 +46,9 @@ HEALTHY = [
     planted_terms.Healthy,
 ]
 
+#: What the core itself sees to, whatever a component does.
+ENFORCED = {"keeps-its-type", "settings-refuse-nonsense"}
+
 caught: dict[str, bool] = {}
 
 
@@ -65,7 +69,7 @@ def name_of(value: object) -> str:
 def test_laws_notice_a_planted_mistake(mistake: Planted) -> None:
     """The law meant for it finds the mistake and says so."""
     broken = broken_laws(
-        mistake.component, only=[mistake.law], witnesses=WITNESSES, example=mistake.settings
+        mistake.component, only=[mistake.law], witnesses=WITNESSES, example=mistake.example
     )
     caught[name_of(mistake)] = mistake.law in broken
     message = broken.get(mistake.law, "")
@@ -81,6 +85,15 @@ def test_laws_hold_for_the_healthy_originals(component: type) -> None:
     # A process for each would take most of a minute; the laws of our own components try it.
     names = set(law_names(kind_of(component))) - {"import-is-clean", *SLOW}
     assert broken_laws(component, only=sorted(names), witnesses=5) == {}
+
+
+def test_every_law_notices_some_mistake() -> None:
+    """No law is there for nothing, but those that the core enforces and those that are slow."""
+    tried = {(kind_of(one.component), one.law) for one in PLANTED}
+    for kind in KINDS:
+        idle = {law for law in LAW_NAMES[kind] if (kind, law) not in tried} - SLOW - ENFORCED
+        assert idle == set(), kind
+    assert set(LAW_NAMES[""]) - {law for _, law in tried} - ENFORCED == set()
 
 
 def test_laws_catch_nearly_every_mistake() -> None:
