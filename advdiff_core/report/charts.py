@@ -17,6 +17,8 @@ MAX_POINTS = 240
 #: A positive quantity that spans more than this factor is drawn on a logarithmic axis.
 LOG_SPAN = 30.0
 COLOURS = 8
+#: Values nearer to 0 than this are 0 to a chart.
+TINY = 1e-290
 
 
 @frozen(kw_only=True)
@@ -50,7 +52,7 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "images") ->
         series: The lines; those without a finite point are left out.
         unit: Unit of x.
     """
-    lines = [line for line in map(_thinned, series) if _finite(line.points)]
+    lines = [line for line in map(_thinned, map(_normal, series)) if _finite(line.points)]
     if not lines:
         return Markup("")
     points = [point for line in lines for point in _finite(line.points)]
@@ -67,6 +69,12 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "images") ->
         WIDTH, HEIGHT, f"{title} over {unit}"
     )
     return opening + Markup("").join(body) + Markup("</svg>")
+
+
+def _normal(line: Series) -> Series:
+    """Numbers too small to be divided are drawn as 0: scales would break on them."""
+    points = [(x, 0.0 if abs(y) < TINY else y) for x, y in line.points]
+    return Series(label=line.label, points=points, colour=line.colour)
 
 
 def _finite(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from advdiff_core.report.charts import HEIGHT, MAX_POINTS, WIDTH, Series, line_chart, short, ticks
@@ -46,6 +46,7 @@ def test_ticks_stay_inside_and_are_few(low: float, span: float, count: int) -> N
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e9), NUMBERS), max_size=30))
+@example([(0.0, 2.2250738585072014e-308)])
 def test_chart_keeps_every_point_inside_its_frame(points: list[tuple[float, float]]) -> None:
     """Whatever the numbers: no crash, nothing drawn outside, as many points as are finite."""
     points = sorted(points, key=lambda point: point[0])
