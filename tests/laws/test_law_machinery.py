@@ -306,7 +306,8 @@ def test_expected_failures_are_strict(plugin: Path) -> None:
     expected = {f"loss_term:bad/{name}": reason for name in names}
     output = run_pytest(plugin, {**expected, "edits-nothing": "a guess"}, "--advdiff-examples=2")
     assert "3 xfailed" in output
-    assert output.count("[XPASS(strict)] a guess") == 2
+    # Twice, and twice again in the longer summary that pytest prints where CI is set.
+    assert output.count("[XPASS(strict)] a guess") in (2, 4)
     assert "2 failed" in output
 
 
