@@ -7,6 +7,8 @@ are imported when the first law is tried.
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +109,6 @@ def _catalogue() -> Catalogue:
 
 def law_of(kind: str, name: str) -> Law:
     """A law of a kind by name."""
-    import importlib
-
     from advdiff_core.testing.kinds.common import COMMON
 
     own = importlib.import_module(f"advdiff_core.testing.kinds.{kind}").LAWS
@@ -137,8 +137,12 @@ def laws(
         witnesses: How many are tried per law, if pytest is not told by `--advdiff-examples`.
 
     Raises:
-        UsageError: If the plugin declares no component, or a key names no law or component of it.
+        UsageError: If the plugin declares no component, a key names no law or component of it, or
+            Hypothesis is missing.
     """
+    if importlib.util.find_spec("hypothesis") is None:
+        message = "laws are tried by Hypothesis, which is not installed"
+        raise UsageError(message, fix="pip install hypothesis")
     cases = tuple(_cases(plugin, examples or {}))
     reasons = dict(expected_failures or {})
     _check_keys(cases, reasons, examples or {})

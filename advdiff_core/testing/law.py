@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, Phase
 from hypothesis.errors import Flaky, HypothesisException
 from hypothesis.strategies import SearchStrategy
 
-from advdiff_core.errors import escape
+from advdiff_core.errors import AdvdiffError, escape
+from advdiff_core.recipe.problems import Mismatch
 from advdiff_core.testing.findings import Finding, LawBroken, NotApplicable, shown, witness_text
 
 if TYPE_CHECKING:
@@ -92,7 +93,11 @@ def try_law(law: Law, subject: Subject, *, witnesses: int) -> None:
         except Exception as error:
             raise LawBroken(_crash(law, subject, witness, error)) from error
 
-    strategies = {name: _strategy(draw, subject) for name, draw in law.witness.items()}
+    try:
+        strategies = {name: _strategy(draw, subject) for name, draw in law.witness.items()}
+    except (AdvdiffError, Finding, Mismatch) as error:
+        message = "it cannot be had: see law 'builds'"
+        raise NotApplicable(message) from error
     if not strategies:
         attempt()
         return

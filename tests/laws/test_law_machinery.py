@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -205,6 +206,26 @@ def test_misspelt_keys_are_refused(keys: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         laws(**{"plugin": "advdiff-core", **keys})
     assert "did you mean" in caught.value.fix
+
+
+def test_hypothesis_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it no law is collected, and the message says what to install."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="Hypothesis, which is not installed") as caught:
+        laws("advdiff-core")
+    assert caught.value.fix == "pip install hypothesis"
+
+
+def test_a_plugin_that_cannot_be_imported_breaks_one_law(site: Site) -> None:
+    """Law `builds` tells why, the others are skipped."""
+    entries = {"advdiff.v1.backbone": {"gone": "gone_module:Net"}}
+    site.dist("advdiff-gone", entries, modules={"gone_module": "raise OSError('no libfoo')"})
+    subject = Subject("backbone", "gone", scan(), owner="advdiff-gone")
+    with pytest.raises(LawBroken, match=r"builds.*fails to import: OSError: no libfoo"):
+        try_law(law_of("backbone", "builds"), subject, witnesses=1)
+    for name in ("is-documented", "keeps-final-methods", "settings-round-trip", "shapes"):
+        with pytest.raises(NotApplicable):
+            try_law(law_of("backbone", name), subject, witnesses=1)
 
 
 def test_kind_is_found_by_the_base_class() -> None:

@@ -46,6 +46,15 @@ def builds(subject: Subject) -> None:
         )
 
 
+def class_or_skip(subject: Subject) -> None:
+    """Skip where law `builds` says why the class cannot be had."""
+    try:
+        subject.component  # noqa: B018 - loads it.
+    except AdvdiffError as error:
+        message = "its class cannot be loaded: see law 'builds'"
+        raise NotApplicable(message) from error
+
+
 def _listed(reasons: Mapping[str, str]) -> str:
     """Where it fails and why: first what is no refusal, each reason once."""
     ordered = sorted(reasons.items(), key=lambda one: one[1].startswith("RecipeError"))
@@ -75,6 +84,7 @@ def import_is_clean(subject: Subject) -> None:
 @COMMON.law("is-documented")
 def is_documented(subject: Subject) -> None:
     """The class opens with a sentence of its own and every key has a line of help."""
+    class_or_skip(subject)
     own = inspect.cleandoc(subject.component.__dict__.get("__doc__") or "")
     first = " ".join(own.split("\n\n")[0].split())
     if not first.endswith((".", ":")):
@@ -99,6 +109,7 @@ def _help(one: attrs.Attribute[Any]) -> bool:
 @COMMON.law("keeps-final-methods")
 def keeps_final_methods(subject: Subject) -> None:
     """Methods that the core reserves, such as the one that projects, are not overridden."""
+    class_or_skip(subject)
     interface = interface_of(subject.kind)
     for base in type.mro(interface):
         for name, method in vars(base).items():
