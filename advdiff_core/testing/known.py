@@ -49,7 +49,7 @@ def start(schedule: NoiseSchedule, numbers: list[int], shape: tuple[int, ...], a
 
 
 def spread(schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """Standard deviation of the noised data at a time `t` (any shape)."""
+    """Standard deviation [...] of the noised data at times `t` [...]."""
     return (schedule.alpha(t).square() * STD**2 + schedule.sigma(t).square()).sqrt()
 
 
