@@ -183,6 +183,8 @@ class _Loader:
     def _check_top(self) -> None:
         data = self.layer.data
         self.problems += unknown_keys(data, [*TABLES, *_TOP], ())
+        # Only the dict form can hold None; taken for a missing table, it would lose its defaults.
+        self.problems += [_no_table(key) for key in TABLES if key in data and data[key] is None]
         version = data.get("advdiff", LANGUAGE)
         if type(version) is not int or version != LANGUAGE:
             message = (
@@ -196,7 +198,7 @@ class _Loader:
         raw = self.tables.get(key)
         if table.named:
             return self._named(key, table, {} if raw is None else raw)
-        if raw is None and key in _NEEDED:
+        if raw is None and key in _NEEDED and key not in self.layer.data:
             self.problems.append(_missing_table(key))
         if raw is None and key != "evaluate":
             return None
@@ -208,7 +210,7 @@ class _Loader:
             message = f"found {described(raw)}, wanted tables [{key}.<name>]"
             self.problems.append(Problem(path=(key,), code="R07", message=message))
             return made
-        if not raw and key in _NEEDED:
+        if not raw and key in _NEEDED and self.layer.data.get(key, {}) is not None:
             self.problems.append(_missing_table(key))
         for name in sorted(raw):
             self._check_name(key, name)
@@ -233,6 +235,11 @@ def _kind_of(table: Table, raw: Any) -> str:
         return table.kind
     kind = raw.get("kind", table.kind)
     return kind if isinstance(kind, str) and kind in KINDS else table.kind
+
+
+def _no_table(key: str) -> Problem:
+    message = f"found {described(None)}, wanted a table"
+    return Problem(path=(key,), code="R07", message=message, fix="leave the key out for defaults")
 
 
 def _missing_table(key: str) -> Problem:

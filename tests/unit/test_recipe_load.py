@@ -348,6 +348,9 @@ def test_a_dict_gives_the_same_recipe_as_its_text(toys: Catalogue):
         ({"run": {3: 1}}, "found the key 3, wanted a string"),
         ({"models": {"student": {"use": "net", "gains": {"a": object}}}}, "wanted a number"),
         ({"run": {"name": b"x"}}, "wanted a string"),
+        ({"run": None}, "found None (NoneType), wanted a table"),
+        ({"data": None}, "found None (NoneType), wanted a table"),
+        ({"terms": None}, "found None (NoneType), wanted a table"),
     ],
 )
 def test_a_dict_with_python_values_is_refused_like_a_text(toys: Catalogue, tables, words: str):
@@ -357,6 +360,17 @@ def test_a_dict_with_python_values_is_refused_like_a_text(toys: Catalogue, table
     fault = caught.value.faults[0]
     assert words in fault.message
     assert (fault.file, fault.line) == ("", 0)
+
+
+def test_none_for_any_table_of_a_dict_is_one_fault(toys: Catalogue):
+    """None is no way to leave a table out: TOML has none, and defaults must not depend on it."""
+    for table in ("run", "data", "schedule", "models", "views", "terms", "players", "sample",
+                  "evaluate"):  # fmt: skip
+        with pytest.raises(RecipeError) as caught:
+            recipe_from_dict({**tomli.loads(LEAST), table: None}, catalogue=toys)
+        assert [(one.key, one.fix) for one in caught.value.faults if "None" in one.message] == [
+            (table, "leave the key out for defaults")
+        ]
 
 
 def test_a_dict_that_contains_itself_is_refused(toys: Catalogue):
