@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from helpers_dists import Site
 from advdiff_core.discovery import Catalogue, scan
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs with Ctrl-C ignored, and so would be all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile(
     "ci",
     derandomize=True,
