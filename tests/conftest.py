@@ -64,3 +64,16 @@ def toy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def toys(toy_site: Site) -> Catalogue:
     """The catalogue of the toy components."""
     return scan([toy_site.folder], environ={})
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with `data/` (CIFAR-10, MNIST) and `weights/`, read only; skips where there is none.
+
+    `ADVDIFF_REAL_DATA` names it; otherwise a folder `shared` beside the repository is taken.
+    """
+    beside = Path(__file__).parents[2] / "shared"
+    folder = Path(os.environ.get("ADVDIFF_REAL_DATA", beside))
+    if not (folder / "data").is_dir():
+        pytest.skip("no real data: ADVDIFF_REAL_DATA names no folder that holds data/")
+    return folder

@@ -1,0 +1,1 @@
+"""Networks for advdiff: diffusion models, classifiers, and those of timm and diffusers."""

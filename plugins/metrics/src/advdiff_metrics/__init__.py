@@ -1,0 +1,1 @@
+"""Metrics for advdiff: feature distances, precision and recall, memorization, accuracy."""
