@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advdiff_core.errors import ContractError, Fault, RecipeError, nearest
+from advdiff_core.errors import Fault, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from advdiff_core.interfaces.component import Build
 
 __all__ = [
@@ -21,7 +19,6 @@ __all__ = [
     "ResBlock",
     "SelfAttention",
     "at_least_fp32",
-    "check_taps",
     "group_norm",
     "num_labels",
     "sinusoidal",
@@ -92,22 +89,6 @@ def num_labels(build: Build, *, conditional: bool, classes: int) -> int:
         )
         raise RecipeError([fault])
     return known
-
-
-def check_taps(names: Iterable[str], known: tuple[str, ...], where: str) -> None:
-    """Refuse tap names a backbone does not have.
-
-    Raises:
-        ContractError: Naming the tap, the nearest one and all that there are.
-    """
-    for name in names:
-        if name not in known:
-            near = nearest(name, known)
-            raise ContractError(
-                f"no tap {name!r}; there are {', '.join(known)}",
-                where=where,
-                fix=f"did you mean {near!r}?" if near else "choose one of these",
-            )
 
 
 class Condition(nn.Module):

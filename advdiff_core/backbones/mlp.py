@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from advdiff_core.backbones.layers import (
     Condition,
     at_least_fp32,
-    check_taps,
     num_labels,
     zeroed,
 )
-from advdiff_core.interfaces.backbone import Backbone, BackboneOutput
+from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
 from advdiff_core.settings import setting, settings
 from advdiff_core.types import TapInfo

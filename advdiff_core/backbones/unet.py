@@ -16,13 +16,12 @@ from advdiff_core.backbones.layers import (
     ResBlock,
     SelfAttention,
     at_least_fp32,
-    check_taps,
     group_norm,
     num_labels,
     zeroed,
 )
 from advdiff_core.errors import Fault, RecipeError
-from advdiff_core.interfaces.backbone import Backbone, BackboneOutput
+from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
 from advdiff_core.settings import setting, settings
 from advdiff_core.types import TapInfo

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
+from advdiff_core.errors import ContractError, nearest
 from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.types import TapInfo
 
-__all__ = ["Backbone", "BackboneOutput"]
+__all__ = ["Backbone", "BackboneOutput", "check_taps"]
 
 
 class BackboneOutput(NamedTuple):
@@ -68,3 +69,19 @@ class Backbone(ModuleComponent):
         Returns:
             Output [B, ...] and the tapped features.
         """
+
+
+def check_taps(names: Iterable[str], known: tuple[str, ...], where: str) -> None:
+    """Refuse tap names a backbone does not have.
+
+    Raises:
+        ContractError: Naming the tap, the nearest one and all that there are.
+    """
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            raise ContractError(
+                f"no tap {name!r}; there are {', '.join(known)}",
+                where=where,
+                fix=f"did you mean {near!r}?" if near else "choose one of these",
+            )
