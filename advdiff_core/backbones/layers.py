@@ -2,93 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advdiff_core.errors import Fault, RecipeError
+from advdiff_core.layers import GroupNorm, at_least_fp32, attend, sinusoidal, zeroed
 
-if TYPE_CHECKING:
-    from advdiff_core.interfaces.component import Build
-
-__all__ = [
-    "Condition",
-    "ResBlock",
-    "SelfAttention",
-    "at_least_fp32",
-    "group_norm",
-    "num_labels",
-    "sinusoidal",
-    "zeroed",
-]
-
-MAX_PERIOD = 10_000.0
-
-
-def zeroed(layer: nn.Linear | nn.Conv2d) -> Any:
-    """The layer with weight and bias set to zero, so that its branch starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """`x`, of any shape, in fp32 if it is a half type, else as it is."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def sinusoidal(position: Tensor, width: int) -> Tensor:
-    """Cosine and sine features of positions (Vaswani et al. 2017, section 3.5), in at least fp32.
-
-    Args:
-        position: Positions [B], about 0 to 1000.
-        width: Even number of features.
-
-    Returns:
-        Features [B, width]; periods run from 2 pi to 2 pi * 10,000.
-    """
-    position = at_least_fp32(position)
-    steps = torch.arange(width // 2, device=position.device, dtype=position.dtype)
-    phase = position[:, None] * torch.exp(steps * (-math.log(MAX_PERIOD) / max(width // 2, 1)))
-    return torch.cat([phase.cos(), phase.sin()], dim=1)
-
-
-class GroupNorm(nn.GroupNorm):
-    """GroupNorm in at least fp32, as autocast does on CUDA; the CPU kernel is slow in bf16."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Output like `x` [B, C, H, W]."""
-        return super().forward(at_least_fp32(x)).to(x.dtype)
+__all__ = ["Condition", "ResBlock", "SelfAttention", "group_norm"]
 
 
 def group_norm(channels: int) -> GroupNorm:
     """GroupNorm with the most groups, at most 32, that are even and hold at least 4 channels."""
     groups = next(g for g in range(max(1, min(32, channels // 4)), 0, -1) if channels % g == 0)
     return GroupNorm(groups, channels)
-
-
-def num_labels(build: Build, *, conditional: bool, classes: int) -> int:
-    """Classes a network is conditioned on: none, `classes`, or else as many as the data have.
-
-    Raises:
-        RecipeError: If conditioning is asked for, `classes` is 0 and the data have no labels.
-    """
-    if not conditional:
-        return 0
-    known = classes or (build.data.classes if build.data is not None else 0)
-    if not known:
-        fault = Fault(
-            code="R10",
-            key=f"{build.path}.conditional",
-            message="true, but the data have no labels",
-            fix="set conditional = false, or train on data with labels",
-        )
-        raise RecipeError([fault])
-    return known
 
 
 class Condition(nn.Module):
@@ -187,8 +113,7 @@ class SelfAttention(nn.Module):
     Args:
         channels: Channels of the input.
         head_channels: Least channels of a head; as many heads as divide `channels` evenly.
-        kernel: "fused" (torch's own, which has no second derivative), "math" (plain products) or
-            "auto" (math on the CPU, where it is the faster one up to about 256 positions).
+        kernel: "fused", "math" or "auto"; see `advdiff_core.layers.attend`.
     """
 
     def __init__(self, channels: int, head_channels: int, *, kernel: str = "auto") -> None:
@@ -204,13 +129,6 @@ class SelfAttention(nn.Module):
         """Output [B, C, H, W] for `x` [B, C, H, W]."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = self._mix(q, k, v).transpose(1, 2).flatten(2)
+        mixed = attend(q, k, v, self.kernel).transpose(1, 2).flatten(2)
         out: Tensor = x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
         return out
-
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention over [B, heads, N, D]."""
-        if self.kernel == "fused" or (self.kernel == "auto" and q.device.type != "cpu"):
-            return F.scaled_dot_product_attention(q, k, v)
-        weights = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-        return weights.softmax(dim=-1).to(v.dtype) @ v

@@ -10,14 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advdiff_core.backbones.layers import (
-    Condition,
-    at_least_fp32,
-    num_labels,
-    zeroed,
-)
+from advdiff_core.backbones.layers import Condition
 from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
+from advdiff_core.layers import at_least_fp32, num_labels, zeroed
 from advdiff_core.settings import setting, settings
 from advdiff_core.types import TapInfo
 

@@ -11,18 +11,10 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from advdiff_core.backbones.layers import (
-    Condition,
-    ResBlock,
-    SelfAttention,
-    at_least_fp32,
-    group_norm,
-    num_labels,
-    zeroed,
-)
-from advdiff_core.errors import Fault, RecipeError
+from advdiff_core.backbones.layers import Condition, ResBlock, SelfAttention, group_norm
 from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
+from advdiff_core.layers import at_least_fp32, image_shape, num_labels, zeroed
 from advdiff_core.settings import setting, settings
 from advdiff_core.types import TapInfo
 
@@ -150,7 +142,7 @@ class UNet(Backbone):
 
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
-        colours, *size = self._image_shape(build)
+        colours, *size = image_shape(build, "unet")
         channels = [settings.channels * m for m in settings.channel_mult]
         width = 4 * settings.channels
         classes = num_labels(build, conditional=settings.conditional, classes=settings.classes)
@@ -169,19 +161,6 @@ class UNet(Backbone):
         self._shapes = tuple(shapes)
         attends = any(isinstance(module, SelfAttention) for module in self.modules())
         self.supports_double_backward = not attends or settings.attention_kernel == "math"
-
-    @staticmethod
-    def _image_shape(build: Build) -> tuple[int, ...]:
-        shape = build.data.shape if build.data is not None else ()
-        if len(shape) != 3:
-            fault = Fault(
-                code="R10",
-                key=f"{build.path}.use",
-                message=f'"unet" needs images (C, H, W), the data have shape {list(shape)}',
-                fix='write use = "mlp" for points',
-            )
-            raise RecipeError([fault])
-        return shape
 
     @property
     def draws_random(self) -> bool:

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from advdiff_core.backbones.layers import group_norm, sinusoidal
+from advdiff_core.backbones.layers import group_norm
 from advdiff_core.backbones.mlp import MLP
 from advdiff_core.backbones.unet import UNet, block_shapes
 from advdiff_core.errors import ContractError, RecipeError
 from advdiff_core.interfaces.component import Build
+from advdiff_core.layers import sinusoidal
 from advdiff_core.types import DataInfo, Domain
 
 PATH = "models.student"
