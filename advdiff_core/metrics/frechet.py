@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advdiff_core.errors import Fault, RecipeError, nearest
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.metric import Evaluation, Metric
-from advdiff_core.metrics.statistics import Moments, batches, frechet_distance
+from advdiff_core.math.statistics import Moments, batches, frechet_distance
 from advdiff_core.settings import setting, settings
 
 __all__ = ["Frechet"]

@@ -9,7 +9,7 @@ from typing import Any
 from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.metric import Evaluation, Metric
-from advdiff_core.metrics.statistics import noise_levels, root_mean_square
+from advdiff_core.math.statistics import noise_levels, root_mean_square
 from advdiff_core.settings import setting, settings
 
 __all__ = ["ResidualNoise"]

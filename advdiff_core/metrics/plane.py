@@ -12,7 +12,7 @@ from advdiff_core.datasets.points import plane_basis
 from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.metric import Evaluation, Metric
-from advdiff_core.metrics.statistics import Moments, root_mean_square
+from advdiff_core.math.statistics import Moments, root_mean_square
 from advdiff_core.settings import setting, settings
 
 __all__ = ["PlaneDistance"]

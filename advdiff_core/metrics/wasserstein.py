@@ -8,7 +8,7 @@ import torch
 
 from advdiff_core.draws import keyed_generator
 from advdiff_core.interfaces.metric import Evaluation, Metric
-from advdiff_core.metrics.statistics import sliced_wasserstein
+from advdiff_core.math.statistics import sliced_wasserstein
 from advdiff_core.settings import setting, settings
 
 __all__ = ["SlicedWasserstein"]

@@ -14,7 +14,7 @@ from advdiff_core.interfaces.component import Build, ModelInfo
 from advdiff_core.metrics.frechet import Frechet, pooled_features
 from advdiff_core.metrics.noise import ResidualNoise, excess
 from advdiff_core.metrics.plane import PlaneDistance, fit_plane
-from advdiff_core.metrics.statistics import Moments, frechet_distance
+from advdiff_core.math.statistics import Moments, frechet_distance
 from advdiff_core.metrics.wasserstein import SlicedWasserstein
 from advdiff_core.types import DataInfo, Domain, TapInfo
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advdiff_core.metrics.statistics import (
+from advdiff_core.math.statistics import (
     Moments,
     frechet_distance,
     gaussian_frechet,
@@ -94,6 +94,46 @@ def test_moments_do_not_depend_on_batches_or_order(seed, count, width, far):
     torch.testing.assert_close(moments.mean, x.mean(dim=0), rtol=1e-12, atol=1e-12)
     wanted = torch.from_numpy(np.atleast_2d(np.cov(x.numpy(), rowvar=False)))
     torch.testing.assert_close(moments.covariance, wanted, rtol=1e-7, atol=1e-10)
+
+
+@given(seeds, st.integers(2, 12), st.integers(1, 12))
+def test_moments_can_be_put_together_from_their_parts(seed, count, width):
+    """Count, mean and covariance are all there is; further vectors continue from them."""
+    x, more = _normal(count, width, seed=seed), _normal(3, width, seed=seed + 1)
+    moments = Moments.of(x)
+    again = Moments.known(moments.count, moments.mean, moments.covariance)
+    assert frechet_distance(moments, again) == pytest.approx(0, abs=1e-12)
+    for one in (moments, again):
+        one.update(more)
+    torch.testing.assert_close(again.covariance, Moments.of(torch.cat([x, more])).covariance)
+    torch.testing.assert_close(again.root @ again.root.T, moments.covariance)
+
+
+@pytest.mark.parametrize(("count", "deficient"), [(5, True), (6, False)])
+def test_moments_know_when_there_are_too_few_vectors(count, deficient):
+    """N vectors span N - 1 directions around their mean."""
+    moments = Moments.of(_normal(count, 5))
+    assert moments.is_deficient is deficient
+    assert (int(torch.linalg.matrix_rank(moments.covariance)) < 5) is deficient
+
+
+def test_frechet_distance_follows_an_update():
+    """A distance asked for before does not keep the moments of then."""
+    a, b, moments = _normal(50, 4), _normal(50, 4, seed=1), Moments.of(_normal(50, 4))
+    frechet_distance(moments, Moments.of(b))
+    moments.update(b)
+    wanted = frechet_distance(Moments.of(torch.cat([a, b])), Moments.of(b))
+    assert frechet_distance(moments, Moments.of(b)) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_gaussian_frechet_stays_exact_on_badly_scaled_covariances():
+    """Standard deviations over five decades: the closed form for shared axes, within 1e-8."""
+    axes, _ = torch.linalg.qr(_normal(60, 60))
+    scales = torch.logspace(0, -5, 60, dtype=torch.float64)
+    a, b = axes * scales.square() @ axes.T, axes * (1.01 * scales).square() @ axes.T
+    zero = torch.zeros(60, dtype=torch.float64)
+    wanted = float((0.01 * scales).square().sum())
+    assert gaussian_frechet(zero, a, zero, b) == pytest.approx(wanted, rel=1e-8)
 
 
 def test_moments_of_images_flatten_them():
