@@ -1,0 +1,132 @@
+"""Whole data sets of small images, kept in memory as bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from advdiff_core.errors import DataError
+from advdiff_core.interfaces.component import Build
+from advdiff_core.interfaces.dataset import Dataset
+from advdiff_core.types import Batch, DataInfo, Domain
+
+__all__ = ["Packed", "PackedImages", "check_labels", "fault", "fetch", "find_files"]
+
+
+class Packed(NamedTuple):
+    """Images and labels as stored.
+
+    Attributes:
+        x: Pixels [N, C, H, W], uint8.
+        y: Labels [N], int64.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class PackedImages(Dataset):
+    """Base of data sets that fit into memory as uint8; values come out in [-1, 1]."""
+
+    #: Number of classes; labels are 0 to classes - 1.
+    classes: int = 10
+
+    def __init__(self, settings: Any, build: Build) -> None:
+        super().__init__(settings, build)
+        self._x, self._y = self.read()
+
+    @abstractmethod
+    def read(self) -> Packed:
+        """Read the files.
+
+        Raises:
+            DataError: D01 if they are not there, D02 if they are damaged, D03 for wrong labels.
+        """
+
+    @property
+    def info(self) -> DataInfo:
+        """See `Dataset.info`."""
+        return DataInfo(
+            shape=tuple(self._x.shape[1:]), count=len(self._x), domain=Domain(-1.0, 1.0),
+            classes=self.classes,
+        )  # fmt: skip
+
+    def batch(self, indices: Tensor) -> Batch:
+        """See `Dataset.batch`."""
+        return Batch(self._x[indices].float().mul_(2 / 255).sub_(1), self._y[indices])
+
+    def fingerprint(self) -> str:
+        """Digest of all pixels and labels."""
+        digest = hashlib.sha256(f"{list(self._x.shape)}".encode())
+        digest.update(self._x.contiguous().numpy().data)
+        digest.update(self._y.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def fault(path: Path, message: str, *, code: str = "D02", fix: str = "fetch it again") -> DataError:
+    """An error that names a file."""
+    return DataError(message, code=code, where=str(path), fix=fix)
+
+
+def find_files(root: Path, names: Sequence[str], folders: Sequence[str]) -> list[Path] | None:
+    """The files of these names in the first folder below `root` that has any of them.
+
+    Raises:
+        DataError: D01 if some are there and others are not, naming the missing ones.
+    """
+    for folder in folders:
+        found = [root / folder / name for name in names]
+        missing = [path.name for path in found if not path.is_file()]
+        if not missing:
+            return found
+        if len(missing) < len(found):
+            message = f"has no {', '.join(missing)} beside the other files"
+            raise fault(root / folder, message, code="D01")
+    return None
+
+
+def check_labels(y: Tensor, classes: int, path: Path) -> None:
+    """Refuse labels that no class has.
+
+    Raises:
+        DataError: D03 with the first such label and its place in the file.
+    """
+    bad = ((y < 0) | (y >= classes)).nonzero()
+    if len(bad):
+        place = int(bad[0])
+        message = f"label {int(y[place])} of image {place} is outside 0..{classes - 1}"
+        raise fault(path, message, code="D03")
+
+
+def fetch(download: Callable[[], object], root: Path, what: str) -> None:
+    """Let a library download into `root`; it is only called when a recipe asks for it.
+
+    Raises:
+        DataError: D01 if that fails, saying which files to put where by hand.
+    """
+    try:
+        download()
+    # What a download raises depends on the library, its network layer and the disk.
+    except Exception as cause:
+        reason = torch_message(cause)
+        raise DataError(
+            f"download failed: {reason}", code="D01", where=str(root),
+            fix=f"put {what} there by hand, and leave download out",
+        ) from cause  # fmt: skip
+
+
+def torch_message(cause: BaseException) -> str:
+    """Type and first line of a library's message."""
+    text = str(cause).strip().split("\n", 1)[0]
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+
+
+def as_tensor(raw: bytes) -> Tensor:
+    """Bytes as a uint8 tensor in memory of its own."""
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
