@@ -61,6 +61,11 @@ class Catalogue:
         """Distributions with usable entries, sorted."""
         return sorted({entry.distribution for entry in self.entries if not entry.error})
 
+    def knows(self, distribution: str) -> bool:
+        """True if a distribution of this name, in any spelling, is installed and has entries."""
+        wanted = canonical_distribution(distribution)
+        return any(canonical_distribution(entry.distribution) == wanted for entry in self.entries)
+
     def allows(self, distribution: str) -> bool:
         """False if ADVDIFF_PLUGINS leaves the distribution out."""
         return self.allowed is None or canonical_distribution(distribution) in self.allowed
@@ -139,12 +144,15 @@ class Catalogue:
     def _fix(self, kind: str, use: str) -> str:
         distribution, colon, _ = use.partition(":")
         near = nearest(use, [*self.names(kind), *(e.qualified for e in self.of_kind(kind))])
-        if near:
-            return f"did you mean {near!r}?"
-        known = {canonical_distribution(entry.distribution) for entry in self.entries}
-        if colon and canonical_distribution(distribution) not in known:
+        hint = f"did you mean {near!r}?" if near else ""
+        if colon and not self.knows(distribution):
             shown = escape(distribution, limit=80)
-            return f"{shown!r} is no installed distribution; a recipe names components, never code"
+            install = (
+                f"{shown!r} is no installed distribution: pip install {shown}, if you trust it"
+            )
+            return f"{install}; {hint}" if hint else install
+        if hint:
+            return hint
         return f"install the distribution that offers it; {_choices(self.names(kind))}"
 
 

@@ -74,7 +74,7 @@ def _resolve(reader: Structurer, kind: str, table: Mapping[str, Any]) -> Resolve
     if "use" not in table:
         raise Mismatch([_missing_use(kind, table, reader.catalogue, reader.now.path)])
     with reader.inside(path=path):
-        found = resolve_component(reader.catalogue, kind, table["use"])
+        found = resolve_component(reader.catalogue, kind, table["use"], reader.absent)
     if found.entry.warning and ":" not in table["use"]:
         reader.warnings.append(Problem(path=path, code="P07", message=found.entry.warning))
     return found

@@ -19,7 +19,7 @@ from advdiff_core.recipe.fill import filled, run_name
 from advdiff_core.recipe.hooks import read_hooks
 from advdiff_core.recipe.layers import Layer, dotted
 from advdiff_core.recipe.lines import Key, LineMap
-from advdiff_core.recipe.lock import lock_notes
+from advdiff_core.recipe.lock import absent_plugins, lock_notes
 from advdiff_core.recipe.notes import notes_on
 from advdiff_core.recipe.overrides import apply_overrides
 from advdiff_core.recipe.problems import (
@@ -113,7 +113,8 @@ def _load(
     catalogue = catalogue or scan()
     layer = with_bases(document, catalogue)
     layer = apply_overrides(layer, overrides)
-    return _Loader(layer, catalogue, document.file, Structurer(catalogue)).load(name)
+    reader = Structurer(catalogue, absent_plugins(layer.data, catalogue))
+    return _Loader(layer, catalogue, document.file, reader).load(name)
 
 
 def _toml_values(value: Any, path: Key) -> Any:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from advdiff_core.discovery import CORE
+from advdiff_core.discovery import CORE, Catalogue
 from advdiff_core.recipe.lines import Key
 from advdiff_core.recipe.problems import Problem
 from advdiff_core.recipe.recipe import Recipe
 
-__all__ = ["git_state", "lock_notes", "lock_table", "lock_text"]
+__all__ = ["absent_plugins", "git_state", "lock_notes", "lock_table", "lock_text"]
+
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}==[A-Za-z0-9][A-Za-z0-9.+!_-]{0,80}")
 
 
 def lock_text(recipe: Recipe, folder: Path | None = None) -> str:
@@ -77,14 +80,27 @@ def lock_notes(tables: Mapping[str, Any], recipe: Recipe) -> Iterator[Problem]:
     lock = tables.get("lock")
     if not isinstance(lock, Mapping):
         return
-    plugins = lock.get("plugins")
-    locked = dict(plugins) if isinstance(plugins, Mapping) else {}
+    locked = _locked_plugins(tables)
     present = {spec.distribution: spec.version for spec in recipe.specs()}
     here = {"torch": _version("torch"), "python": platform.python_version()}
     for name, now in here.items():
         yield from _changed(("lock", name), lock.get(name), now)
     for name, now in sorted(present.items()):
         yield from _changed(("lock", "plugins", name), locked.get(name), now)
+
+
+def absent_plugins(tables: Mapping[str, Any], catalogue: Catalogue) -> list[str]:
+    """Distributions in the recipe's own `[lock]` that are not installed, as `name==version`."""
+    named = [f"{name}=={version}" for name, version in sorted(_locked_plugins(tables).items())]
+    # They end up in a command that a user copies: nothing but a requirement may be in it.
+    sound = [one for one in named if _REQUIREMENT.fullmatch(one)]
+    return [one for one in sound if not catalogue.knows(one.partition("==")[0])]
+
+
+def _locked_plugins(tables: Mapping[str, Any]) -> dict[str, Any]:
+    lock = tables.get("lock")
+    plugins = lock.get("plugins") if isinstance(lock, Mapping) else None
+    return dict(plugins) if isinstance(plugins, Mapping) else {}
 
 
 def _changed(path: Key, before: Any, now: str) -> Iterator[Problem]:

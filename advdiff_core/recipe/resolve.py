@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
@@ -38,8 +39,17 @@ class Resolved:
     settings: type[Any]
 
 
-def resolve_component(catalogue: Catalogue, kind: str, use: Any) -> Resolved:
+def resolve_component(
+    catalogue: Catalogue, kind: str, use: Any, absent: Sequence[str] = ()
+) -> Resolved:
     """Find, import and check the component that `use` names.
+
+    Args:
+        catalogue: What is installed.
+        kind: Registry kind of the component.
+        use: What the recipe says.
+        absent: Distributions that the recipe was frozen with and that are not installed, as
+            `name==version`; what is unknown must be theirs.
 
     Raises:
         Mismatch: R07, R13 or Q03 for a value that is no name, R11 for one that is not installed,
@@ -49,7 +59,7 @@ def resolve_component(catalogue: Catalogue, kind: str, use: Any) -> Resolved:
     try:
         entry, variant = catalogue.resolve(kind, name)
     except UnknownComponentError as error:
-        raise _unknown(error, kind, name, catalogue) from None
+        raise _unknown(error, kind, name, catalogue, absent) from None
     except PluginError as error:
         raise _mismatch(error, "") from None
     try:
@@ -79,8 +89,13 @@ def _checked_name(kind: str, use: Any, catalogue: Catalogue) -> str:
     return use
 
 
-def _unknown(error: UnknownComponentError, kind: str, use: str, catalogue: Catalogue) -> Mismatch:
+def _unknown(
+    error: UnknownComponentError, kind: str, use: str, catalogue: Catalogue, absent: Sequence[str]
+) -> Mismatch:
     """Nothing installed has this name; say so plainly where it is the name of code."""
+    if absent:
+        fix = f"pip install {' '.join(absent)}, which the recipe was frozen with"
+        return _refuse("R11", error.message, fix)
     if not _CODE.fullmatch(use):
         return _mismatch(error, "")
     message = f"found {described(use)}, which looks like code; a recipe names components only"

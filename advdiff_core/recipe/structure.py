@@ -7,7 +7,7 @@ arrays gather what their entries raise, so one pass finds all faults.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -50,14 +50,16 @@ class Structurer:
 
     Args:
         catalogue: Where components are found.
+        absent: Distributions that the recipe was frozen with and that are not installed.
 
     Attributes:
         now: Where in the recipe the current hook is.
         warnings: What a user should know of the components named.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, absent: Sequence[str] = ()) -> None:
         self.catalogue = catalogue
+        self.absent = tuple(absent)
         self.warnings: list[Problem] = []
         self.now = Context()
         self._converter = self._make_converter()

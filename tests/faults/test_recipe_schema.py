@@ -425,7 +425,12 @@ def test_a_component_that_is_not_installed_is_named_with_near_ones(toys: Catalog
     fault = missing(toys, least.format("swin-transformer"))
     assert fault.fix == "install the distribution that offers it; installed: net, other"
     fault = missing(toys, least.format("advdiff-swin:swin"))
-    assert "'advdiff-swin' is no installed distribution" in fault.fix
+    install = (
+        "'advdiff-swin' is no installed distribution: pip install advdiff-swin, if you trust it"
+    )
+    assert fault.fix == install
+    fault = missing(toys, least.format("advdiff-cora:net"))
+    assert fault.fix.endswith("if you trust it; did you mean 'advdiff-core:net'?")
     fault = missing(toys, least.format("net:large"))
     assert "has no variants" in fault.message
 

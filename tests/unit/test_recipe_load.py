@@ -430,6 +430,16 @@ def test_another_version_than_the_frozen_one_is_warned_of(toys: Catalogue):
     assert any("advdiff-core was 0.5" in line and "it is 1.0 here" in line for line in lines)
 
 
+def test_a_frozen_recipe_names_the_distribution_that_is_gone(toys: Catalogue):
+    """R11: `[lock]` knows whose the unknown component was, even where another name is near."""
+    text = LEAST.replace('"net"', '"nett"')
+    assert fault_of(toys, text).fix == "did you mean 'net'?"
+    gone = '"advdiff-swin" = "0.3"\n"advdiff-core" = "0.5"\n"rm -rf;" = "1"\nx = "$(id)"\n'
+    fault = fault_of(toys, f"{text}[lock.plugins]\n{gone}")
+    assert (fault.code, fault.key, fault.line) == ("R11", "models.student.use", 4)
+    assert fault.fix == "pip install advdiff-swin==0.3, which the recipe was frozen with"
+
+
 @pytest.mark.parametrize("lock", ["lock = 3", "[lock]\nplugins = 3", "[lock.plugins]\nx = []"])
 def test_an_odd_lock_is_ignored(toys: Catalogue, lock: str):
     """`[lock]` informs and decides nothing."""
