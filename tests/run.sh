@@ -32,7 +32,7 @@ check() {
 }
 
 types() {
-    local sources=(plugins/*/src)
+    local sources=(plugins/*/src examples/third_party/*/src)
     [ -d "${sources[0]}" ] || sources=()
     # Sources of plugins are namespaces of their own: each has to be on mypy's path.
     MYPYPATH=$(IFS=: && printf '%s' "${sources[*]}") "$python" -m mypy advdiff_core ${sources[@]+"${sources[@]}"}

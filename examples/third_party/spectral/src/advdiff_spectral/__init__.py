@@ -1,0 +1,1 @@
+"""Perturbations of chosen spatial frequencies, for advdiff."""
