@@ -1,0 +1,38 @@
+"""The networks of this plugin keep the laws of backbones."""
+
+from __future__ import annotations
+
+from advdiff_core.testing import Example, laws
+from advdiff_core.types import DataInfo, Domain
+
+IMAGES = DataInfo(shape=(3, 16, 8), count=64, domain=Domain(-1.0, 1.0), classes=3)
+
+ADM = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4], "head_channels": 4}
+DDPMPP = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4]}
+LABELS = {"conditional": True, "dropout": 0.1, "label_dropout": 0.1}
+
+EXAMPLES = {
+    "backbone:adm-unet": [
+        ADM,
+        Example(
+            settings={
+                **ADM, **LABELS, "attention_kernel": "math", "learn_sigma": True,
+                "attention_split": "parts-first", "checkpoint_blocks": True,
+            },
+            data=IMAGES,
+        ),
+        {**ADM, "resample_blocks": False, "scale_shift": False, "heads": 2},
+    ],
+    "backbone:ddpmpp-unet": [
+        DDPMPP,
+        Example(
+            settings={
+                **DDPMPP, **LABELS, "attention_kernel": "math", "augment_dim": 9,
+                "checkpoint_blocks": True,
+            },
+            data=IMAGES,
+        ),
+    ],
+}  # fmt: skip
+
+test_backbones_keep_the_laws = laws("advdiff-backbones", examples=EXAMPLES, witnesses=5)
