@@ -6,6 +6,9 @@ from advdiff_core.testing import Example, laws
 from advdiff_core.types import DataInfo, Domain
 
 IMAGES = DataInfo(shape=(3, 16, 8), count=64, domain=Domain(-1.0, 1.0), classes=3)
+DIGITS = DataInfo(shape=(1, 28, 28), count=64, domain=Domain(0.0, 1.0), classes=10)
+SMALL_DIGITS = DataInfo(shape=(1, 16, 16), count=64, domain=Domain(-1.0, 1.0), classes=3)
+ODD = DataInfo(shape=(3, 9, 15), count=64, domain=Domain(-1.0, 1.0), classes=3)
 
 ADM = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4], "head_channels": 4}
 DDPMPP = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4]}
@@ -23,6 +26,7 @@ EXAMPLES = {
         ),
         {**ADM, "resample_blocks": False, "scale_shift": False, "heads": 2},
     ],
+    "backbone:cifar-resnet": [{"depth": 8}],
     "backbone:ddpmpp-unet": [
         DDPMPP,
         Example(
@@ -32,6 +36,19 @@ EXAMPLES = {
             },
             data=IMAGES,
         ),
+    ],
+    "backbone:normless-resnet": [{}, {"channels": 16, "stages": 2}],
+    "backbone:preact-resnet18": [
+        {"channels": 4},
+        {"channels": 4, "activation": "silu", "final_norm": False},
+    ],
+    "backbone:trades-cnn": [
+        Example(data=DIGITS),
+        Example(settings={"dropout": 0.0, "mean": [0.5], "std": [0.3]}, data=SMALL_DIGITS),
+    ],
+    "backbone:wide-resnet": [
+        {"depth": 10, "width": 1},
+        Example(settings={"depth": 10, "width": 1, "activation": "relu"}, data=ODD),
     ],
 }  # fmt: skip
 
