@@ -173,6 +173,8 @@ class Prediction(NamedTuple):
         alpha: Signal scale [B, 1, ...]; None for a classifier.
         sigma: Noise scale [B, 1, ...]; None for a classifier.
         features: Tapped tensors by tap name.
+        variance: Raw output of the network's variance head [B, ...], None if it has none; what it
+            means is up to who reads it (Nichol & Dhariwal, 2021, equation 15).
     """
 
     kind: PredictionKind
@@ -181,6 +183,7 @@ class Prediction(NamedTuple):
     alpha: Tensor | None = None
     sigma: Tensor | None = None
     features: dict[str, Tensor] = {}  # noqa: RUF012 - never written to.
+    variance: Tensor | None = None
 
     def _scales(self) -> tuple[Tensor, Tensor]:
         assert self.alpha is not None, "a classifier's output has no noise level"

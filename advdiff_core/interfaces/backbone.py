@@ -21,10 +21,12 @@ class BackboneOutput(NamedTuple):
     Attributes:
         output: Network output [B, ...]; None when the forward stopped early at a tap.
         features: Tapped tensors [B, C, H, W], [B, N, D] or [B, D] by tap name.
+        variance: Raw output of a variance head, like `output`; None for networks without one.
     """
 
     output: Tensor | None
     features: dict[str, Tensor]
+    variance: Tensor | None = None
 
 
 class Backbone(ModuleComponent):

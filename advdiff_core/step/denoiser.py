@@ -76,7 +76,8 @@ class Wear:
                 "raw", x_t.new_empty(0), x_t, alpha, sigma, full_features(out.features)
             )
         kind, value = self._meaning(out.output.to(x_t.dtype), x_t, alpha, sigma)
-        return Prediction(kind, value, x_t, alpha, sigma, full_features(out.features))
+        variance = None if out.variance is None else out.variance.to(x_t.dtype)
+        return Prediction(kind, value, x_t, alpha, sigma, full_features(out.features), variance)
 
     def _unit_input(self) -> bool:
         return self.sigma_data == 1.0 and self.schedule.variance_preserving

@@ -67,6 +67,16 @@ class Flattens(Healthy):
         return self.last(h)[None]
 
 
+@planted("shapes", "a variance of shape", "along the channels")
+class WholeHead(Healthy):
+    """Hands over mean and variance in one as its variance."""
+
+    def forward(self, x, c_noise=None, labels=None, *, taps=(), stop_at=None):
+        """Twice as wide as the output."""
+        out = super().forward(x, c_noise, labels, taps=taps, stop_at=stop_at)
+        return out._replace(variance=torch.cat([x, x], dim=1))
+
+
 @planted("taps-as-declared", "TapInfo", "shape")
 class TapWidthLies(Healthy):
     """Declares a wider tap than there is."""

@@ -75,6 +75,13 @@ def shapes(subject: Subject, world: World, seed: int, size: int, labelled: bool)
             mend="pad, crop or project back to the shape of the input",
         )
     finite(out, what="output", mend="look for divisions and roots at zero")
+    variance = run(net, batch).variance
+    if variance is not None and variance.shape != out.shape:
+        raise wrong(
+            f"a variance of shape {list(variance.shape)} for an output of {list(out.shape)}",
+            wanted="the shape of the output",
+            mend="split mean and variance along the channels",
+        )
 
 
 @law("taps-as-declared", world=worlds, seed=seeds(), size=sizes(1, 3))
