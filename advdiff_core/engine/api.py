@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import define, frozen
+from attrs import define, field, frozen
 from torch import Tensor
 
 from advdiff_core.engine import resume as resuming
@@ -22,6 +22,7 @@ from advdiff_core.engine.evaluate import evaluate, metrics
 from advdiff_core.engine.feed import SAMPLE_CHECK
 from advdiff_core.engine.generate import SampleSet, generate
 from advdiff_core.engine.planning import PlanReport, plan_experiment
+from advdiff_core.engine.reopen import reopened
 from advdiff_core.engine.provenance import provenance
 from advdiff_core.engine.rundir import RunDir, new_run, open_run
 from advdiff_core.engine.signals import StopFlag, stop_on_signals
@@ -49,12 +50,14 @@ class RunResult:
         nimg: Images seen.
         seconds: Wall time of the training in this process, without evaluation.
         metrics: Metrics of its end, and the last mean of each loss.
+        evaluation: What those metrics were measured on and how: the content of `evaluation.json`.
     """
 
     run: Path
     nimg: int
     seconds: float
     metrics: dict[str, float]
+    evaluation: dict[str, Any] = field(factory=dict)
 
 
 def plan(recipe: Recipe) -> PlanReport:
@@ -126,8 +129,11 @@ def _train(  # noqa: PLR0913 - what a run is made of.
     seconds = 0.0 if done else trainer.run()
     metrics: dict[str, float] = {}
     if world.is_main:
-        metrics = _finish(experiment, rundir, trainer, redo=not done)
-    result = RunResult(run=rundir.path, nimg=trainer.nimg, seconds=seconds, metrics=metrics)
+        found = _finish(experiment, rundir, trainer, redo=not done)
+    result = RunResult(
+        run=rundir.path, nimg=trainer.nimg, seconds=seconds, evaluation=found,
+        metrics={**(found.get("losses") or {}), **found.get("metrics", {})},
+    )  # fmt: skip
     if world.is_main and not done:
         hooks.run_finished(trainer.ticks.info, result)
     return result
@@ -138,11 +144,11 @@ def _finish(
 ) -> dict[str, float]:
     path = rundir.resolve(EVALUATION)
     if not redo and path.is_file():
-        numbers: dict[str, float] = strict_json.loads(path.read_bytes(), where=str(path))["metrics"]
-        return numbers
+        stored: dict[str, Any] = strict_json.loads(path.read_bytes(), where=str(path))
+        return stored
     found = {**evaluate(experiment, rundir.path, trainer.nimg), "losses": trainer.ticks.losses}
     rundir.write(EVALUATION, strict_json.dumps(found))
-    return {**trainer.ticks.losses, **found["metrics"]}
+    return found
 
 
 def _ticks(experiment: Experiment, world: World, rundir: RunDir, hooks: Hooks) -> Ticks:
@@ -293,9 +299,12 @@ class Trained:
         """One sample per seed; see `advdiff_core.engine.generate.generate`."""
         return generate(self.experiment, seeds, batch=batch, labels=labels, ema=ema)
 
-    def evaluate(self, hooks: Hooks | None = None) -> dict[str, float]:
-        """Compute the recipe's metrics and store them, with their protocol, in the run folder."""
-        del hooks
+    def evaluate(self) -> dict[str, Any]:
+        """Compute the recipe's metrics and store them, with their protocol, in the run folder.
+
+        Returns:
+            See `advdiff_core.engine.evaluate.evaluate`.
+        """
         found = evaluate(self.experiment, self.rundir.path, self.nimg)
         path = self.rundir.resolve(EVALUATION)
         if path.is_file():
@@ -303,22 +312,24 @@ class Trained:
                 "losses", {}
             )
         self.rundir.write(EVALUATION, strict_json.dumps(found))
-        numbers: dict[str, float] = found["metrics"]
-        return numbers
+        return found
 
 
-def open_trained(run: Path, *, checkpoint: int | None = None) -> Trained:
+def open_trained(
+    run: Path, *, checkpoint: int | None = None, overrides: Sequence[str] = ()
+) -> Trained:
     """Open a run with the weights of its newest whole checkpoint, or of the one named.
 
     Args:
         run: Run folder.
         checkpoint: Images seen of the checkpoint wanted.
+        overrides: `key=value` texts; see `advdiff_core.engine.reopen.reopened`.
 
     Raises:
         DataError: If there is no such run or checkpoint, or it is damaged.
     """
     rundir = open_run(run)
-    recipe = load_recipe(rundir.recipe_lock)
+    recipe, beside = reopened(rundir, overrides)
     wanted = rundir.path if checkpoint is None else rundir.checkpoints / str(checkpoint)
     if checkpoint is not None and not wanted.is_dir():
         names = sorted((p.name for p in rundir.checkpoints.iterdir() if p.name.isdigit()), key=int)
@@ -327,7 +338,7 @@ def open_trained(run: Path, *, checkpoint: int | None = None) -> Trained:
     found, skipped = find_checkpoint(wanted)
     saved = load(found)
     experiment = assemble(recipe)
-    restore_weights(experiment, saved.shared)
+    restore_weights(experiment, saved.shared, beside=beside)
     return Trained(
         rundir=rundir, experiment=experiment, nimg=saved.nimg, checkpoint=found, skipped=skipped
     )

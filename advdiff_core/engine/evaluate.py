@@ -3,69 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from attrs import define
-from torch import Tensor, nn
-from torch.func import functional_call
+from attrs import define, field
 
 from advdiff_core.engine.assemble import Experiment
-from advdiff_core.engine.generate import SampleSet, generate, weights_of
+from advdiff_core.engine.evaluation import RunEvaluation
+from advdiff_core.engine.generate import SampleSet, generate
 from advdiff_core.errors import NumericsError
 from advdiff_core.interfaces.metric import Metric
-from advdiff_core.types import DataInfo
 
-__all__ = ["MAX_REFERENCE", "evaluate", "metrics"]
-
-#: Most real samples that metrics compare with.
-MAX_REFERENCE = 50_000
-
-
-@define(kw_only=True, eq=False)
-class _Evaluation:
-    """See `advdiff_core.interfaces.metric.Evaluation`."""
-
-    experiment: Experiment
-    samples: Tensor
-    clean: Tensor
-    data: Tensor
-    labels: Tensor | None
-    info: DataInfo
-    folder: Path
-    ema: int | None = None
-
-    def module(self, role: str) -> nn.Module:
-        """The network with the weights being evaluated, in eval mode, as a copy of its own."""
-        return _Frozen(self.experiment, role, self.ema)
-
-
-class _Frozen(nn.Module):
-    """A role's network with given weights that leaves the network itself untouched."""
-
-    def __init__(self, experiment: Experiment, role: str, ema: int | None) -> None:
-        super().__init__()
-        self._role = experiment.scene.roles[role]
-        self._weights = weights_of(experiment, role, ema) or {}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network without gradient."""
-        module = self._role.module
-        device = next(module.parameters()).device
-        args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
-        flags = [(part, part.training) for part in module.modules()]
-        module.eval()
-        try:
-            with torch.no_grad():
-                return functional_call(module, self._weights, args, kwargs)
-        finally:
-            for part, training in flags:
-                part.training = training
+__all__ = ["evaluate", "metrics", "spread"]
 
 
 def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
-    """Sample and compute every metric of the recipe.
+    """Compute every metric of the recipe, on samples where it needs them.
 
     Args:
         experiment: The run.
@@ -73,38 +27,76 @@ def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
         nimg: Images seen by the weights.
 
     Returns:
-        `metrics` (name -> number), `owners` (name -> metric), `protocols` (metric -> protocol with
-        how the samples were made) and `nimg`.
+        `metrics` (name -> number, the mean over ranges of seeds), `repeats` (name -> numbers of
+        each range, if there are several, and their spread), `owners` (name -> metric), `protocols`
+        (metric -> protocol with how the samples were made) and `nimg`.
 
     Raises:
         NumericsError: If a sample is not finite.
     """
-    settings = experiment.recipe.evaluate
-    if not settings.metrics:
-        return {"metrics": {}, "owners": {}, "protocols": {}, "nimg": nimg}
-    sampled = _samples(experiment)
-    indices = torch.arange(min(experiment.source.info.count, MAX_REFERENCE))
-    clean = experiment.source.clean(indices)
-    seen = experiment.source.batch(indices).x if experiment.source.corruptions else clean.x
-    evaluation = _Evaluation(
-        experiment=experiment, samples=sampled.x0, clean=clean.x.float(), data=seen.float(),
-        labels=clean.y, info=experiment.source.info, folder=folder,
-    )  # fmt: skip
-    numbers: dict[str, float] = {}
-    protocols: dict[str, dict[str, object]] = {}
-    owners: dict[str, str] = {}
-    common = _protocol(experiment, sampled, len(indices))
-    for name, metric in metrics(experiment).items():
-        # Two metrics of one kind: the second one's numbers carry its place in the recipe.
+    built = metrics(experiment)
+    evaluation = RunEvaluation(experiment, folder)
+    found = {name: _Found(metric) for name, metric in built.items()}
+    for name, one in found.items():
+        if not one.metric.needs_samples:
+            one.add(name, evaluation)
+            one.protocol |= _common(experiment)
+    sampling = {name: one for name, one in found.items() if one.metric.needs_samples}
+    ranges = experiment.recipe.evaluate.repeats if sampling else 0
+    for repeat in range(ranges):
+        sampled = _samples(experiment, repeat)
+        evaluation.samples = sampled.x0
+        for name, one in sampling.items():
+            one.add(name, evaluation)
+            one.protocol |= _protocol(experiment, sampled, len(evaluation.reference))
+    return {**_merged(found), "nimg": nimg}
+
+
+@define(eq=False)
+class _Found:
+    """What one metric found so far: its numbers per range of seeds, its notes, its protocol."""
+
+    metric: Metric
+    numbers: dict[str, list[float]] = field(factory=dict)
+    protocol: dict[str, object] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.protocol = dict(self.metric.protocol())
+
+    def add(self, name: str, evaluation: RunEvaluation) -> None:
+        """Compute once more; the numbers of a metric named `use#2` carry its place."""
+        evaluation.notes = []
         suffix = name.partition("#")[2]
-        found = {
-            f"{k}#{suffix}" if suffix else k: float(v)
-            for k, v in metric.compute(evaluation).items()
-        }
-        numbers.update(found)
-        owners.update(dict.fromkeys(found, name))
-        protocols[name] = {**metric.protocol(), **common}
-    return {"metrics": numbers, "owners": owners, "protocols": protocols, "nimg": nimg}
+        for key, value in self.metric.compute(evaluation).items():
+            where = f"{key}#{suffix}" if suffix else key
+            self.numbers.setdefault(where, []).append(float(value))
+        told = cast("list[str]", self.protocol.get("notes", []))
+        notes = [*told, *(note for note in evaluation.notes if note not in told)]
+        if notes:
+            self.protocol["notes"] = notes
+
+
+def _merged(found: Mapping[str, _Found]) -> dict[str, Any]:
+    merged: dict[str, Any] = {"metrics": {}, "repeats": {}, "owners": {}, "protocols": {}}
+    for name, one in found.items():
+        merged["protocols"][name] = one.protocol
+        for key, values in one.numbers.items():
+            merged["owners"][key] = name
+            merged["metrics"][key] = math.fsum(values) / len(values)
+            if len(values) > 1:
+                merged["repeats"][key] = spread(values)
+    return merged
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """The numbers of several ranges of seeds: each, the least, their mean, the largest, max - min.
+
+    Args:
+        values: One number per range.
+    """
+    low, high = min(values), max(values)
+    mean = math.fsum(values) / len(values)
+    return {"values": list(values), "min": low, "mean": mean, "max": high, "spread": high - low}
 
 
 def metrics(experiment: Experiment) -> dict[str, Metric]:
@@ -121,9 +113,10 @@ def metrics(experiment: Experiment) -> dict[str, Metric]:
     return found
 
 
-def _samples(experiment: Experiment) -> SampleSet:
+def _samples(experiment: Experiment, repeat: int) -> SampleSet:
     settings = experiment.recipe.evaluate
-    seeds = range(settings.seed, settings.seed + settings.num)
+    first = settings.seed + repeat * settings.num
+    seeds = range(first, first + settings.num)
     sampled = generate(experiment, seeds, batch=settings.batch)
     bad = ~sampled.x0.flatten(1).isfinite().all(1)
     if bool(bad.any()):
@@ -137,16 +130,22 @@ def _samples(experiment: Experiment) -> SampleSet:
 
 def _protocol(experiment: Experiment, sampled: SampleSet, reference: int) -> dict[str, object]:
     settings = experiment.recipe.evaluate
+    many = {
+        "repeats": settings.repeats,
+        "value": f"mean over {settings.repeats} disjoint ranges of seeds",
+    }
     return {
         "samples": len(sampled.seeds),
         "reference": reference,
-        "seeds": f"{settings.seed}-{settings.seed + settings.num - 1}",
+        "seeds": f"{settings.seed}-{settings.seed + settings.repeats * settings.num - 1}",
+        **(many if settings.repeats > 1 else {}),
         "sampler": sampled.sampler["use"],
         "nfe": sampled.nfe,
-        "domain": _domain(experiment),
+        **_common(experiment),
     }
 
 
-def _domain(experiment: Experiment) -> object:
+def _common(experiment: Experiment) -> dict[str, object]:
     domain = experiment.source.info.domain
-    return None if domain is None or math.isinf(domain.low) else [domain.low, domain.high]
+    known = domain is not None and not math.isinf(domain.low)
+    return {"domain": [domain.low, domain.high] if domain is not None and known else None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,14 +81,22 @@ def restore_state(trainer: Trainer, shared: dict[str, Any], own: dict[str, Any])
     trainer.stats.load(own["stats"])
 
 
-def restore_weights(experiment: Experiment, shared: dict[str, Any]) -> None:
+def restore_weights(
+    experiment: Experiment, shared: dict[str, Any], *, beside: Collection[str] = ()
+) -> None:
     """Put saved weights, averages and terms' parameters back, name by name.
+
+    Args:
+        experiment: Whose networks get them.
+        shared: The state of a checkpoint.
+        beside: Roles that the run did not have, whose weights stay as they are.
 
     Raises:
         DataError: S12 if a tensor is missing, unexpected or of another shape or dtype.
     """
     for name, role in experiment.scene.roles.items():
-        _restore(_tensors(role.module), shared["models"].get(name, {}), f"models.{name}")
+        if name not in beside:
+            _restore(_tensors(role.module), shared["models"].get(name, {}), f"models.{name}")
     for player in experiment.players:
         for term in player.terms:
             found = shared["terms"].get(term.name, {})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,15 +13,21 @@ from advdiff_core.interfaces.component import Component
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import nn
 
     from advdiff_core.types import DataInfo
 
 __all__ = ["Evaluation", "Metric"]
 
+T = TypeVar("T")
+
 
 class Evaluation(Protocol):
-    """What a metric may read. Tensors are float32 in the data's domain."""
+    """What a metric may read. Tensors are float32 on the CPU, in the data's domain.
+
+    Data are read when they are first asked for.
+    """
 
     @property
     def samples(self) -> Tensor:
@@ -33,7 +39,7 @@ class Evaluation(Protocol):
 
     @property
     def data(self) -> Tensor:
-        """Training samples as the model saw them [M, ...]."""
+        """Training samples as the model saw them [M, ...]; `clean` itself if nothing is damaged."""
 
     @property
     def labels(self) -> Tensor | None:
@@ -44,15 +50,42 @@ class Evaluation(Protocol):
         """Description of the data."""
 
     @property
+    def fingerprint(self) -> str:
+        """Digest of the dataset that `clean` was read from."""
+
+    @property
     def folder(self) -> Path:
         """Where a metric may write files of its own."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run's networks are; a metric's own networks run best there."""
 
     def module(self, role: str) -> nn.Module:
         """The network of a role, in eval mode, with the weights being evaluated."""
 
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` returns, made once per evaluation for all metrics and ranges of seeds.
+
+        Args:
+            key: Names the value and all it depends on, apart from the data and the networks.
+            make: Makes it from the data or the networks, never from `samples`.
+        """
+
+    def note(self, text: str) -> None:
+        """Add a remark to the protocol of the numbers being computed, such as too few samples."""
+
 
 class Metric(Component):
-    """Computes named numbers. A number is stored with its protocol, never alone."""
+    """Computes named numbers. A number is stored with its protocol, never alone.
+
+    Attributes:
+        needs_samples: False for numbers of the networks alone, such as a classifier's accuracy;
+            they are computed once, also for recipes that cannot be sampled, and `samples` must
+            not be asked for.
+    """
+
+    needs_samples: ClassVar[bool] = True
 
     @abstractmethod
     def protocol(self) -> Mapping[str, object]:

@@ -16,6 +16,8 @@ from advdiff_core.settings import setting, settings
 
 __all__ = ["Frechet"]
 
+FEW = "the covariance has not its full rank, the distance is far too large"
+
 
 class Frechet(Metric):
     """Squared Frechet distance of samples and real data, 0 at best; in pixels or features.
@@ -92,15 +94,22 @@ class Frechet(Metric):
         end = ""
         if self.settings.features == "tap":
             end = f"_{self.settings.role}_{self.settings.tap}"
-        clean = self._moments(evaluation, evaluation.clean)
-        data = self._moments(evaluation, evaluation.data)
         samples = self._moments(evaluation, evaluation.samples)
+        if samples.is_deficient:
+            evaluation.note(f"{samples.count} samples for {len(samples.mean)} features: {FEW}")
+        data = self._known(evaluation, evaluation.data)
         if self.settings.against == "data":
             return {f"frechet_to_data{end}": frechet_distance(samples, data)}
+        clean = self._known(evaluation, evaluation.clean)
         return {
             f"frechet{end}": frechet_distance(samples, clean),
-            f"frechet_data{end}": frechet_distance(data, clean),
+            f"frechet_data{end}": 0.0 if data is clean else frechet_distance(data, clean),
         }
+
+    def _known(self, evaluation: Evaluation, x: Tensor) -> Moments:
+        """Moments of real data, taken once."""
+        key = ("frechet", self.settings.features, self.settings.role, self.settings.tap, id(x))
+        return evaluation.remember(key, lambda: self._moments(evaluation, x))
 
     def _moments(self, evaluation: Evaluation, x: Tensor) -> Moments:
         if self.settings.features == "pixels":

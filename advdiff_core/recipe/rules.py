@@ -27,6 +27,7 @@ def check(draft: Draft) -> Iterator[Problem]:
     yield from _training(draft)
     yield from _view_chains(draft)
     yield from _sampling(draft)
+    yield from _measured(draft)
     yield from _numbers(draft)
 
 
@@ -154,6 +155,21 @@ def _sampling(draft: Draft) -> Iterator[Problem]:
             message=f"average {sample.ema} of {sample.role!r} is wanted, {kept} are kept",
             fix=f"write a number below {kept}" if kept else "write -1 for the raw weights",
         )  # fmt: skip
+
+
+def _measured(draft: Draft) -> Iterator[Problem]:
+    """Metrics of samples need a denoiser."""
+    known = draft.models.keys() == set(draft.names.get("role", ["?"]))
+    worn = any(model.parametrization != "none" for model in draft.models.values())
+    if draft.evaluate is None or not known or worn:
+        return
+    for position, spec in enumerate(draft.evaluate.metrics):
+        if spec.component.needs_samples:
+            yield Problem(
+                path=("evaluate", "metrics", position, "use"), code="R10",
+                message=f"{spec.use!r} measures samples, and no model of this recipe is a denoiser",
+                fix="take it out, or give a backbone a parametrization",
+            )  # fmt: skip
 
 
 def _numbers(draft: Draft) -> Iterator[Problem]:

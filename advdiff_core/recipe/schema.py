@@ -261,6 +261,10 @@ class Evaluate:
 
 @settings
 class Hooks:
+    repeats: int = setting(
+        1, ge=1, le=1_000, safe=True,
+        help="ranges of num seeds, one after the other; numbers are means, with their spread",
+    )  # fmt: skip
     """`[hooks]`: listeners; a table `[hooks.<name>]` is handed to the listener of that name."""
 
     off: tuple[str, ...] = setting((), safe=True, help="names of listeners to leave out")

@@ -9,7 +9,6 @@ from typing import Any
 from attrs import define, field
 
 from advdiff_core.report.facts import clean, number
-from advdiff_core.report.record import RunRecord
 
 __all__ = ["COLUMNS", "Group", "Row", "groups_of", "main_names", "protocol_of"]
 
@@ -56,15 +55,30 @@ def main_names(metrics: Mapping[str, float]) -> list[str]:
     return [name for name in sorted(metrics) if _base(name, metrics)[1] == 0]
 
 
-def groups_of(record: RunRecord) -> list[Group]:
-    """The metrics of a run by protocol."""
-    metrics = record.metrics
+def groups_of(evaluation: Mapping[str, Any]) -> list[Group]:
+    """The metrics of a run by protocol.
+
+    Args:
+        evaluation: Content of `evaluation.json`.
+    """
+    found = evaluation.get("metrics")
+    metrics: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     by_protocol: dict[str | None, dict[str, list[str]]] = {}
     for name in sorted(metrics):
         base, column = _base(name, metrics)
-        rows = by_protocol.setdefault(protocol_of(base, record.evaluation), {})
-        rows.setdefault(base, [""] * len(COLUMNS))[column] = number(metrics[name])
-    return [_group(use, rows, record.evaluation) for use, rows in by_protocol.items()]
+        rows = by_protocol.setdefault(protocol_of(base, evaluation), {})
+        rows.setdefault(base, [""] * len(COLUMNS))[column] = _cell(name, evaluation)
+    return [_group(use, rows, evaluation) for use, rows in by_protocol.items()]
+
+
+def _cell(name: str, evaluation: Mapping[str, Any]) -> str:
+    """The number, and where it is a mean over ranges of seeds, the least and the largest."""
+    text = number(evaluation["metrics"][name])
+    repeats = evaluation.get("repeats")
+    known = repeats.get(name) if isinstance(repeats, Mapping) else None
+    if not isinstance(known, Mapping) or not known.get("spread"):
+        return text
+    return f"{text} ({number(known.get('min'))} to {number(known.get('max'))})"
 
 
 def _group(use: str | None, rows: dict[str, list[str]], evaluation: Mapping[str, Any]) -> Group:
@@ -107,7 +121,7 @@ def _protocol_text(use: str | None, evaluation: Mapping[str, Any]) -> str:
     if not isinstance(protocol, Mapping) or not protocol:
         return UNKNOWN
     parts = (f"{key} {_value(value)}" for key, value in protocol.items() if value is not None)
-    return clean(f"{use}: {'; '.join(parts)}.", limit=1200)
+    return clean(f"{use}: {'; '.join(parts)}.", limit=2400)
 
 
 def _value(value: object) -> str:

@@ -138,7 +138,7 @@ class _RunPage:
             name=clean(record.name),
             picture=pictures[-1] if pictures else None,
             earlier=pictures[:-1],
-            metrics=groups_of(record),
+            metrics=groups_of(record.evaluation),
             measured=_measured(record),
             cost=cost_rows(record.plan),
             sections=[_SectionPage.of(section) for section in sections],

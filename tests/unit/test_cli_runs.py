@@ -50,6 +50,7 @@ print(json.dumps(results))
 """
 
 RUN = "runs/00000-moons"
+EVALUATE = ["evaluate", "two/00000-moons"]
 CALLS = {
     "plan": ["plan", "moons.toml", "--json"],
     "plan text": ["plan", "moons.toml"],
@@ -59,6 +60,7 @@ CALLS = {
     "sample old": ["sample", RUN, "--num", "2", "--checkpoint", "128", "--out", "old"],
     "sample labels": ["sample", RUN, "--labels", "7"],
     "sample none": ["sample", RUN, "--checkpoint", "7"],
+    "train text": ["train", "moons.toml", "--out", "text"],
     "evaluate": ["evaluate", RUN, "--json"],
     "evaluate text": ["evaluate", RUN],
     "show": ["show", RUN, "--json"],
@@ -67,6 +69,10 @@ CALLS = {
     "again": ["train", "--resume", RUN, "-s", "run.images=384"],
     "lock": ["train", f"{RUN}/recipe.lock.toml", "-s", "run.images=256", "--out", "two", "--json"],
     "compare": ["report", RUN, "two/00000-moons", "--out", "both.html"],
+    "repeats": [*EVALUATE, "-s", "evaluate.repeats=3", "-s", "evaluate.num=8", "--json"],
+    "repeats text": ["show", "two/00000-moons"],
+    "other metrics": [*EVALUATE, "-s", "evaluate.metrics=[{use='frechet'}]", "--json"],
+    "other data": [*EVALUATE, "-s", "data.count=400"],
     "contradiction": ["train", "--resume", RUN, "--out", "x"],
     "no run": ["sample", "nosuch"],
     "not a run": ["evaluate", "."],
@@ -94,9 +100,11 @@ def result(done: dict[str, Any], call: str) -> Any:
 
 
 def test_train_prints_one_object_last(done: dict[str, Any]) -> None:
-    """`run`, `nimg`, `seconds`, `metrics`; the chatter is on stderr."""
+    """`run`, `nimg`, `seconds`, `metrics` with their protocols; the chatter is on stderr."""
     found = result(done, "train")
-    assert set(found) == {"run", "nimg", "seconds", "metrics"}
+    measured = {"metrics", "owners", "protocols", "repeats"}
+    assert set(found) == {"run", "nimg", "seconds"} | measured
+    assert found["owners"]["sliced_wasserstein"] in found["protocols"]
     assert (found["run"], found["nimg"]) == (RUN, 256)
     assert found["seconds"] > 0
     assert any(name.startswith("sliced") for name in found["metrics"])
@@ -158,6 +166,26 @@ def test_evaluate_stores_numbers_with_their_protocol(done: dict[str, Any]) -> No
     assert f"{RUN}, 256 images" in done["evaluate text"]["out"]
 
 
+def test_evaluate_measures_in_another_way(done: dict[str, Any]) -> None:
+    """`-s` takes other metrics and ranges of seeds; the spread is in the JSON and in the text."""
+    assert set(result(done, "other metrics")["metrics"]) == {"frechet", "frechet_data"}
+    found = result(done, "repeats")
+    known = found["repeats"]["sliced_wasserstein"]
+    assert len(known["values"]) == 3
+    assert found["metrics"]["sliced_wasserstein"] == known["mean"]
+    assert found["protocols"]["sliced-wasserstein"]["seeds"] == "0-23"
+    text = done["repeats text"]["out"]
+    assert f"{known['mean']:.4g} ({known['min']:.4g} to {known['max']:.4g})" in text
+
+
+@pytest.mark.parametrize("call", ["evaluate text", "train text", "show text", "repeats text"])
+def test_numbers_are_printed_with_their_protocol(done: dict[str, Any], call: str) -> None:
+    """Below each group of numbers is how they were measured."""
+    out = done[call]["out"]
+    assert out.index("  sliced_wasserstein ") < out.index("    sliced-wasserstein: ")
+    assert {"sampler ddim", "nfe 4"} <= set(" ".join(out.split()).split("; "))
+
+
 def test_show_tells_how_far_a_run_is(done: dict[str, Any]) -> None:
     """State, images, metrics, newest checkpoint."""
     found = result(done, "show")
@@ -193,6 +221,7 @@ def test_a_run_goes_on_and_repeats(done: dict[str, Any]) -> None:
         ("sample labels", 2, "advdiff: error --labels: found 7, but the data have"),
         ("sample none", 4, f"advdiff: error[S02] {RUN}: has no checkpoint 7; it has 128, 256"),
         ("contradiction", 2, "advdiff: error advdiff train: --out and --resume contradict"),
+        ("other data", 4, "advdiff: error[R15] two/00000-moons: data.count was 500 when the run"),
         ("no run", 4, "advdiff: error[S02] nosuch: there is no run folder here"),
         ("not a run", 4, "advdiff: error[S02] .: is not a run folder"),
     ],

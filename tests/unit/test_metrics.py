@@ -11,10 +11,10 @@ from advdiff_core.backbones.unet import UNet
 from advdiff_core.datasets.points import ObliquePlane
 from advdiff_core.errors import RecipeError
 from advdiff_core.interfaces.component import Build, ModelInfo
+from advdiff_core.math.statistics import Moments, frechet_distance
 from advdiff_core.metrics.frechet import Frechet, pooled_features
 from advdiff_core.metrics.noise import ResidualNoise, excess
 from advdiff_core.metrics.plane import PlaneDistance, fit_plane
-from advdiff_core.math.statistics import Moments, frechet_distance
 from advdiff_core.metrics.wasserstein import SlicedWasserstein
 from advdiff_core.types import DataInfo, Domain, TapInfo
 
@@ -29,8 +29,16 @@ class _Evaluation:
     data: torch.Tensor
     modules: dict = field(factory=dict)
 
+    notes: list = field(factory=list)
+
     def module(self, role):
         return self.modules[role]
+
+    def remember(self, key, make):
+        return make()
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 def _metric(component, data=IMAGES, models=None, **settings):
@@ -104,6 +112,15 @@ def test_frechet_against_data_compares_with_what_was_seen():
     assert numbers == {"frechet_to_data": pytest.approx(0, abs=1e-9)}
     numbers = _metric(SlicedWasserstein, against="data").compute(same)
     assert numbers == {"sliced_wasserstein_to_data": pytest.approx(0, abs=1e-9)}
+
+
+@pytest.mark.parametrize(("count", "few"), [(64, True), (65, False)])
+def test_frechet_says_when_there_are_too_few_samples(count, few):
+    """64 samples have no covariance of full rank in 64 pixels; the number's protocol says so."""
+    evaluation = _Evaluation(EVALUATION.samples[:count], EVALUATION.clean, EVALUATION.data)
+    _metric(Frechet).compute(evaluation)
+    told = "64 samples for 64 features: the covariance has not its full rank, the distance is"
+    assert [note.startswith(told) for note in evaluation.notes] == [True] * few
 
 
 def _judge():

@@ -283,7 +283,7 @@ def test_numbers_of_samples_stand_beside_those_of_the_data() -> None:
         "residual_noise": 0.2, "residual_noise_data": 0.4, "frechet_to_data": 7.0,
     }  # fmt: skip
     record = record_of(Path("/r/a"), evaluation={"metrics": metrics, "protocols": PROTOCOLS})
-    groups = {group.protocol.partition(":")[0]: group for group in groups_of(record)}
+    groups = {group.protocol.partition(":")[0]: group for group in groups_of(record.evaluation)}
     noise = groups["residual-noise"]
     assert noise.columns == ["samples", "training data", "clean data"]
     assert {row.name: row.cells for row in noise.rows} == {

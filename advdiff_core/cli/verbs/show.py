@@ -10,6 +10,7 @@ import click
 
 from advdiff_core.cli import completion, options
 from advdiff_core.cli.environment import catalogue
+from advdiff_core.cli.measured import measured, measured_json
 from advdiff_core.cli.output import emit, emit_json, number, quoted, shown, table
 from advdiff_core.errors import UsageError, escape
 
@@ -77,7 +78,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "state": record.state,
         "nimg": record.nimg,
         "images": record.images,
-        "metrics": record.metrics,
+        **measured_json(record.evaluation),
         "last": dict(record.rows[-1]) if record.rows else {},
         "checkpoints": record.checkpoints,
         "provenance": record.provenance,
@@ -92,12 +93,13 @@ def _print_run(record: RunRecord) -> None:
         ("images", _how_far(record)),
         ("checkpoint", f"{record.checkpoints[0]:,}" if record.checkpoints else "none"),
     ]
-    facts += [(name, number(value)) for name, value in sorted(record.metrics.items())]
     if record.rows:
         last = record.rows[-1].items()
         facts += [(key, number(value)) for key, value in last if key.startswith("loss")]
     emit(shown(record.folder))
     emit(table(facts, indent="  "))
+    if record.metrics:
+        emit(measured(record.evaluation))
     for problem in record.problems:
         emit(f"  problem: {escape(problem, limit=600)}")
     if record.state == "stopped":

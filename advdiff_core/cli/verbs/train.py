@@ -11,6 +11,7 @@ import click
 from advdiff_core.cli import completion, options
 from advdiff_core.cli.app import Site
 from advdiff_core.cli.environment import catalogue, load_hooks
+from advdiff_core.cli.measured import measured, measured_json
 from advdiff_core.cli.output import emit, emit_json, number, quoted, say_warnings, shown, table
 from advdiff_core.errors import UsageError
 from advdiff_core.hooks.progress import clock
@@ -47,7 +48,7 @@ def command(  # noqa: PLR0913 - one argument per option.
 
     Everything goes into a new folder runs/NNNNN-name. Ctrl-C (or SIGTERM) finishes the step, saves
     and exits with 75; the same run then goes on with --resume. With --json the last line on stdout
-    is an object with run, nimg, seconds and metrics.
+    is an object with run, nimg, seconds, metrics, and the protocol of each metric.
     """  # noqa: D301 - \b keeps the lines apart in the help.
     if recipe is None and resume is None:
         fix = "give a RECIPE, or a run to go on with: --resume RUN; 'advdiff new' lists recipes"
@@ -99,10 +100,13 @@ def _print(result: RunResult, as_json: bool) -> None:
     if as_json:
         emit_json({
             "run": result.run, "nimg": result.nimg, "seconds": result.seconds,
-            "metrics": result.metrics,
+            **measured_json(result.evaluation), "metrics": result.metrics,
         })  # fmt: skip
         return
     emit(f"{shown(result.run)}: {result.nimg:,} images, {clock(result.seconds)}")
-    if result.metrics:
-        emit(table([(name, number(v)) for name, v in result.metrics.items()], indent="  "))
+    losses = result.evaluation.get("losses") or {}
+    if losses:
+        emit(table([(name, number(value)) for name, value in losses.items()], indent="  "))
+    if result.evaluation.get("metrics"):
+        emit(measured(result.evaluation))
     emit(f"next: advdiff report {quoted(result.run)}")

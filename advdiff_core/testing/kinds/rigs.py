@@ -152,6 +152,8 @@ class MetricRig(Rig):
         made.compute(self.evaluation(subject, world, x, other, subject.folder))
 
 
+            fingerprint="law", device=torch.device("cpu"), note=lambda text: None,
+            remember=lambda key, make: make(),
 class PerturbationRig(Rig):
     """Perturbations: on views of noised samples and of images."""
 

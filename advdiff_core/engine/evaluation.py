@@ -1,0 +1,127 @@
+"""What metrics read of a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from advdiff_core.engine.assemble import Experiment
+from advdiff_core.engine.generate import evaluation_mode, weights_of
+from advdiff_core.types import Batch, DataInfo
+
+__all__ = ["MAX_REFERENCE", "RunEvaluation"]
+
+#: Most real samples that metrics compare with.
+MAX_REFERENCE = 50_000
+
+T = TypeVar("T")
+
+
+class RunEvaluation:
+    """See `advdiff_core.interfaces.metric.Evaluation`.
+
+    Args:
+        experiment: The run.
+        folder: Where metrics may write files.
+
+    Attributes:
+        notes: Remarks of the metric that computes.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self.folder = folder
+        self.notes: list[str] = []
+        self._experiment = experiment
+        self._samples: Tensor | None = None
+        self._remembered: dict[Hashable, Any] = {}
+
+    @property
+    def samples(self) -> Tensor:
+        """Generated samples [N, ...]."""
+        assert self._samples is not None, "a metric without needs_samples asked for samples"
+        return self._samples
+
+    @samples.setter
+    def samples(self, x: Tensor) -> None:
+        self._samples = x
+
+    @property
+    def reference(self) -> Tensor:
+        """Indices of the real samples [M]."""
+        return torch.arange(min(self.info.count, MAX_REFERENCE))
+
+    @cached_property
+    def _clean(self) -> Batch:
+        x, y = self._experiment.source.clean(self.reference)
+        return Batch(x.float(), y)
+
+    @property
+    def clean(self) -> Tensor:
+        """Training samples without corruption [M, ...]."""
+        return self._clean.x
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Labels of `clean` [M]."""
+        return self._clean.y
+
+    @cached_property
+    def data(self) -> Tensor:
+        """Training samples as the model saw them [M, ...]."""
+        source = self._experiment.source
+        return source.batch(self.reference).x.float() if source.corruptions else self.clean
+
+    @property
+    def info(self) -> DataInfo:
+        """Description of the data."""
+        return self._experiment.source.info
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the dataset."""
+        return self._experiment.source.dataset.fingerprint()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self._experiment.scene.compute.device
+
+    def module(self, role: str) -> nn.Module:
+        """The network with the weights being evaluated, in eval mode, as a copy of its own."""
+        sample = self._experiment.recipe.sample
+        average = sample.ema if sample is not None and sample.role == role else None
+        return _Frozen(self._experiment, role, average)
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` returned when `key` was first asked for."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return cast("T", self._remembered[key])
+
+    def note(self, text: str) -> None:
+        """Add a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+class _Frozen(nn.Module):
+    """A role's network with given weights that leaves the network itself untouched."""
+
+    def __init__(self, experiment: Experiment, role: str, ema: int | None) -> None:
+        super().__init__()
+        self._role = experiment.scene.roles[role]
+        self._weights = weights_of(experiment, role, ema) or {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network without gradient."""
+        module = self._role.module
+        device = next(module.parameters()).device
+        args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
+        with evaluation_mode(module), torch.no_grad():
+            return functional_call(module, self._weights, args, kwargs)
