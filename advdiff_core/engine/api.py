@@ -19,10 +19,8 @@ from advdiff_core.engine.assemble import Experiment, assemble
 from advdiff_core.engine.checkpoint import Checkpoint, Ranks, Store, find_checkpoint, load
 from advdiff_core.engine.distributed import World, joined_world
 from advdiff_core.engine.evaluate import evaluate, metrics
-from advdiff_core.engine.feed import SAMPLE_CHECK
 from advdiff_core.engine.generate import SampleSet, generate
 from advdiff_core.engine.planning import PlanReport, plan_experiment
-from advdiff_core.engine.reopen import reopened
 from advdiff_core.engine.provenance import provenance
 from advdiff_core.engine.rundir import RunDir, new_run, open_run
 from advdiff_core.engine.signals import StopFlag, stop_on_signals
@@ -127,7 +125,7 @@ def _train(  # noqa: PLR0913 - what a run is made of.
         rundir.open_metrics(_EMPTY_LOG if saved is None else saved.meta["metrics"])
     done = trainer.nimg >= trainer.images
     seconds = 0.0 if done else trainer.run()
-    metrics: dict[str, float] = {}
+    found: dict[str, Any] = {}
     if world.is_main:
         found = _finish(experiment, rundir, trainer, redo=not done)
     result = RunResult(
@@ -141,7 +139,7 @@ def _train(  # noqa: PLR0913 - what a run is made of.
 
 def _finish(
     experiment: Experiment, rundir: RunDir, trainer: Trainer, *, redo: bool
-) -> dict[str, float]:
+) -> dict[str, Any]:
     path = rundir.resolve(EVALUATION)
     if not redo and path.is_file():
         stored: dict[str, Any] = strict_json.loads(path.read_bytes(), where=str(path))

@@ -256,15 +256,15 @@ class Evaluate:
     metrics: tuple[Spec, ...] = setting((), kind="metric", help="the metrics", safe=True)
     num: int = setting(1_000, ge=2, le=2**31, unit="images", safe=True, help="samples they see")
     seed: int = setting(0, ge=0, lt=2**63, safe=True, help="seed of the first sample")
+    repeats: int = setting(
+        1, ge=1, le=1_000, safe=True,
+        help="ranges of num seeds, one after the other; numbers are means, with their spread",
+    )  # fmt: skip
     batch: int = setting(256, ge=1, le=2**31, unit="images", safe=True, help="samples per batch")
 
 
 @settings
 class Hooks:
-    repeats: int = setting(
-        1, ge=1, le=1_000, safe=True,
-        help="ranges of num seeds, one after the other; numbers are means, with their spread",
-    )  # fmt: skip
     """`[hooks]`: listeners; a table `[hooks.<name>]` is handed to the listener of that name."""
 
     off: tuple[str, ...] = setting((), safe=True, help="names of listeners to leave out")

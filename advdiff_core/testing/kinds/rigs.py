@@ -142,6 +142,8 @@ class MetricRig(Rig):
         module = casts.net(world, names=subject.words).eval()
         return SimpleNamespace(
             samples=samples, clean=data, data=data, info=world.data, folder=folder,
+            fingerprint="law", device=torch.device("cpu"), note=lambda text: None,
+            remember=lambda key, make: make(),
             labels=bench.labels(world, 0, len(data)), module=lambda role: module,
         )  # fmt: skip
 
@@ -152,8 +154,6 @@ class MetricRig(Rig):
         made.compute(self.evaluation(subject, world, x, other, subject.folder))
 
 
-            fingerprint="law", device=torch.device("cpu"), note=lambda text: None,
-            remember=lambda key, make: make(),
 class PerturbationRig(Rig):
     """Perturbations: on views of noised samples and of images."""
 
