@@ -19,9 +19,11 @@ from advdiff_core.engine.assemble import Experiment, assemble
 from advdiff_core.engine.checkpoint import Checkpoint, Ranks, Store, find_checkpoint, load
 from advdiff_core.engine.distributed import World, joined_world
 from advdiff_core.engine.evaluate import evaluate, metrics
+from advdiff_core.engine.feed import SAMPLE_CHECK
 from advdiff_core.engine.generate import SampleSet, generate
 from advdiff_core.engine.planning import PlanReport, plan_experiment
 from advdiff_core.engine.provenance import provenance
+from advdiff_core.engine.reopen import reopened
 from advdiff_core.engine.rundir import RunDir, new_run, open_run
 from advdiff_core.engine.signals import StopFlag, stop_on_signals
 from advdiff_core.engine.state import restore_weights
