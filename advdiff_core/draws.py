@@ -90,6 +90,25 @@ class Draws:
         deal = permutation(self.total, *self.key, "strata")[self.start : self.start + self.size]
         return (deal.to(self.device).double() + self.uniform((self.size,)).double()) / self.total
 
+    def partners(self) -> Tensor:
+        """Another sample for each, from its own block [size], int64, as rows of this stream.
+
+        A sample is its own partner if its block holds no other. The stream has to cover whole
+        blocks, since partners are the same however the global batch is cut.
+        """
+        last = self.start + self.size
+        assert self._offset == 0, "partners need whole blocks"
+        assert last % BLOCK == 0 or last == self.total, "partners need whole blocks"
+        parts = []
+        for number, generator in enumerate(self._generators):
+            first = number * BLOCK
+            count = min(BLOCK, self.size - first)
+            # The draw takes the device of its generator; a turn by 1..count-1 meets nobody twice.
+            turn = torch.randint(1, max(count, 2), (1,), generator=generator, device=self.device)
+            rows = torch.arange(count, device=self.device)
+            parts.append(first + (rows + turn) % count)
+        return torch.cat(parts)
+
     def generator(self) -> torch.Generator:
         """A generator for draws that have no sample axis; the same on every rank."""
         return keyed_generator(*self.key, "shared", device=self.device)

@@ -169,7 +169,9 @@ class _Victim:
         if self.objective != "cross-entropy":
             return None
         assert self.noised.y is not None, "a classifier's data have labels"
-        return outputs.argmax(dim=1).ne(self.noised.y)
+        y = self.noised.y
+        # Of a mixed sample the larger part counts.
+        return outputs.argmax(dim=1).ne(y.argmax(dim=1) if y.dim() == 2 else y)
 
     def _target(self, x: Tensor) -> Tensor:
         assert self.noised.eps is not None

@@ -145,9 +145,9 @@ class CrossEntropy(LossTerm):
         assert step.y is not None, "checked against the dataset's description"
         logits = step.get(self.logits)
         smoothing = self.settings.label_smoothing
-        loss: Tensor = F.cross_entropy(
-            logits, step.y.to(torch.int64), reduction="none", label_smoothing=smoothing
-        )
+        # Labels of mixed samples are probabilities [B, K].
+        y = step.y if step.y.dim() == 2 else step.y.to(torch.int64)
+        loss: Tensor = F.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing)
         return loss
 
 

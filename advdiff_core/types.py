@@ -15,6 +15,7 @@ from torch import Tensor
 from advdiff_core.math import parametrization
 
 __all__ = [
+    "Augmented",
     "Batch",
     "Budget",
     "Cost",
@@ -78,6 +79,21 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor | None
+
+
+class Augmented(NamedTuple):
+    """Samples on their way through augmentations, and as a training step gets them.
+
+    Attributes:
+        x: Samples [B, ...], float32, in the run's domain.
+        y: Labels [B], int64; probabilities [B, K], float32, once samples were mixed; or None.
+        c_augment: What was done to each sample [B, A], float32, for denoisers that are told; None
+            if they are told nothing.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    c_augment: Tensor | None = None
 
 
 @frozen(kw_only=True)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 from advdiff_core import (
-    AlignmentTarget, Attack, Backbone, Corruption, Dataset, Discriminator, LossTerm, Metric,
-    NoiseSchedule, Optimizer, Perturbation, Sampler, Spec, setting, settings,
+    AlignmentTarget, Attack, Augmentation, Backbone, Corruption, Dataset, Discriminator, LossTerm,
+    Metric, NoiseSchedule, Optimizer, Perturbation, Sampler, Spec, setting, settings,
 )
 
 def concrete(cls):
@@ -155,11 +155,19 @@ class Noise(Corruption):
     class Settings:
         fraction: float = setting(1.0, ge=0.0, le=1.0, help="fraction")
         std: float = setting(0.1, ge=0.0, help="strength")
+
+@concrete
+class Flip(Augmentation):
+    """Toy augmentation."""
+    @settings
+    class Settings:
+        chance: float = setting(0.5, ge=0.0, le=1.0, help="chance")
 '''
 
 TOY_GROUPS = {
     "advdiff.v1.alignment_target": {"teacher": "Teacher"},
     "advdiff.v1.attack": {"steps": "Steps"},
+    "advdiff.v1.augmentation": {"flip": "Flip"},
     "advdiff.v1.backbone": {"net": "Net", "other": "Other"},
     "advdiff.v1.corruption": {"gaussian": "Noise"},
     "advdiff.v1.dataset": {"digits": "Digits"},

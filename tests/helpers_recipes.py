@@ -48,6 +48,9 @@ std = "8/255"
 [[data.corrupt]]
 use = "gaussian"
 
+[[data.augment]]
+use = "flip"
+
 [schedule]
 use = "vp-linear"
 num_steps = 100

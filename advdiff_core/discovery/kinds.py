@@ -29,6 +29,7 @@ HOOKS = "hooks"
 KINDS: Mapping[str, str] = MappingProxyType({
     "alignment_target": "advdiff_core.interfaces.alignment_target:AlignmentTarget",
     "attack": "advdiff_core.interfaces.attack:Attack",
+    "augmentation": "advdiff_core.interfaces.augmentation:Augmentation",
     "backbone": "advdiff_core.interfaces.backbone:Backbone",
     "corruption": "advdiff_core.interfaces.dataset:Corruption",
     "dataset": "advdiff_core.interfaces.dataset:Dataset",

@@ -12,14 +12,17 @@ from attrs import define, evolve, field
 from torch import nn
 
 from advdiff_core.draws import keyed_generator
+from advdiff_core.engine.augment import Pipeline, check_roles
 from advdiff_core.engine.checkpoint import match_state, read_weights
 from advdiff_core.engine.compute import choose_compute
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.ema import Ema, EmaRule
-from advdiff_core.engine.feed import BadSamples, Feed, Source
+from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.players import Player, Term
+from advdiff_core.engine.source import BadSamples, Source
 from advdiff_core.errors import AdvdiffError, DataError, PluginError
+from advdiff_core.interfaces.augmentation import Augmentation
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
 from advdiff_core.interfaces.dataset import Corruption, Dataset
@@ -45,6 +48,7 @@ class Experiment:
     Attributes:
         recipe: The recipe they were made from.
         source: The data.
+        augment: Random changes of the samples in training.
         scene: Roles, views, schedule, device.
         players: Players in the recipe's order.
         plan: Plan of the players that share a step.
@@ -54,6 +58,7 @@ class Experiment:
 
     recipe: Recipe
     source: Source
+    augment: Pipeline
     scene: Scene
     players: tuple[Player, ...]
     plan: Plan
@@ -64,7 +69,7 @@ class Experiment:
         """The data in the run's keyed order."""
         return Feed(
             self.source, seed=self.scene.seed, place=self.scene.compute.place,
-            workers=self.recipe.data.workers,
+            workers=self.recipe.data.workers, augment=self.augment,
         )  # fmt: skip
 
     def make(self, spec: Spec) -> Component:
@@ -128,10 +133,12 @@ def assemble(
     maker = _Assembler(recipe=recipe, build=Build(seed=recipe.run.seed))
     source = _data(maker)
     maker.build = evolve(maker.build, data=source.info)
+    augment = _augmentations(maker)
     schedule = cast("NoiseSchedule", maker.make(recipe.schedule.spec))
     maker.build = evolve(maker.build, schedule=schedule)
     compute = choose_compute(recipe.run, source.info, world or World(), device=device)
     roles = _roles(maker, schedule)
+    check_roles(augment, roles, source.info)
     for role in roles.values():
         _place(role.module, compute.device, channels_last=compute.channels_last)
     views = _views(maker)
@@ -151,8 +158,8 @@ def assemble(
     shared = [player.phase() for player in players if not player.fresh]
     fresh = {p.name: Plan([p.phase()], scene) for p in players if p.fresh}
     return Experiment(
-        recipe=recipe, source=source, scene=scene, players=players, plan=Plan(shared, scene),
-        fresh_plans=fresh, build=maker.build,
+        recipe=recipe, source=source, augment=augment, scene=scene, players=players,
+        plan=Plan(shared, scene), fresh_plans=fresh, build=maker.build,
     )  # fmt: skip
 
 
@@ -165,6 +172,17 @@ def _data(maker: _Assembler) -> Source:
     maker.build = evolve(maker.build, data=plain.info)
     corruptions = [cast("Corruption", maker.make(spec)) for spec in data.corrupt]
     return Source(dataset, corruptions=corruptions, domain=wanted, bad=bad)
+
+
+def _augmentations(maker: _Assembler) -> Pipeline:
+    parts: list[tuple[str, Augmentation]] = []
+    for spec in maker.recipe.data.augment:
+        # The name, not the place in the list, keys the numbers: others may be put before it.
+        count = sum(name.partition("#")[0] == spec.use for name, _ in parts)
+        name = f"{spec.use}#{count + 1}" if count else spec.use
+        parts.append((name, cast("Augmentation", maker.make(spec))))
+    run = maker.recipe.run
+    return Pipeline(parts=tuple(parts), seed=run.seed, batch=run.batch)
 
 
 def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
@@ -196,6 +214,7 @@ def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
             run=torch.compile(module) if model.compile else None,
             recompute=model.checkpointing,
             random=module.draws_random,
+            augment_dim=module.augment_dim if isinstance(module, Backbone) else 0,
         )
         models = {**maker.build.models, name: info}
         maker.build = evolve(maker.build, models=models, c_noise=c_noise)

@@ -6,9 +6,8 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
-
 from advdiff_core.engine.assemble import Experiment
+from advdiff_core.engine.augment import rows_of
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.micro import choose_micro_batch
@@ -20,7 +19,7 @@ from advdiff_core.engine.tick import Ticks
 from advdiff_core.errors import Interrupted, NumericsError
 from advdiff_core.step.plan import Plan
 from advdiff_core.step.step import Place, TrainStep
-from advdiff_core.types import Batch
+from advdiff_core.types import Augmented
 
 __all__ = ["Trainer"]
 
@@ -139,12 +138,15 @@ class Trainer:
         ]
         return self._steps
 
-    def _new_step(self, plan: Plan, batch: Batch, low: int, high: int, stream: str) -> TrainStep:
+    def _new_step(
+        self, plan: Plan, batch: Augmented, low: int, high: int, stream: str
+    ) -> TrainStep:
         place = Place(
             index=self.index, nimg=self.nimg, start=self.start + low, size=high - low,
             total=self.batch, stream=stream,
         )  # fmt: skip
-        labels: Tensor | None = None if batch.y is None else batch.y[low:high]
-        step = TrainStep(self.scene, plan, batch.x[low:high], labels, place)
+        rows = rows_of(batch, slice(low, high))
+        step = TrainStep(self.scene, plan, rows.x, rows.y, place)
+        step.c_augment = rows.c_augment
         step.share = self.micro >= self.local
         return step

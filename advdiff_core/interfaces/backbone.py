@@ -41,6 +41,9 @@ class Backbone(ModuleComponent):
     features asked for equal those of the full forward and no later layer runs.
     """
 
+    #: Length of the vector `c_augment` [B, A] that `forward` takes by that keyword: what
+    #: augmentations did to each sample, zeros or None for nothing. 0 for networks not told.
+    augment_dim: int = 0
     #: True if gradients of gradients work in every layer (fused attention breaks them).
     supports_double_backward: bool = True
 

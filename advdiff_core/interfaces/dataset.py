@@ -37,6 +37,24 @@ class Dataset(Component):
     def fingerprint(self) -> str:
         """Digest of names, sizes and sampled contents; changes when the data do."""
 
+    def order(
+        self, position: int, size: int, *, batch: int, key: tuple[object, ...]
+    ) -> Tensor | None:
+        """Which samples a run reads at its positions `[position, position + size)`, int64 [size].
+
+        None, the default, leaves it to the core: every sample once in a random order, then again in
+        another one. A dataset that composes batches answers instead. The answer is a pure function
+        of the arguments, the same however the positions are cut.
+
+        Args:
+            position: First position; positions count the samples of the run from its start.
+            size: Number of positions.
+            batch: Samples per step: step b reads the positions `[b * batch, (b + 1) * batch)`.
+            key: Words for generators: the run's seed and the name of the stream.
+        """
+        del position, size, batch, key
+        return None
+
 
 class Corruption(Component):
     """Damages a fraction of the samples, the same way each time they are read.

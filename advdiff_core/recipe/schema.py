@@ -92,6 +92,11 @@ class Data:
     corrupt: tuple[Spec, ...] = setting(
         (), kind="corruption", help="damage done to a fraction of the samples, in this order"
     )
+    augment: tuple[Spec, ...] = setting(
+        (),
+        kind="augmentation",
+        help="random changes in training, in this order, other ones each time",
+    )
     domain: tuple[float, float] | None = setting(
         None, help="valid range the samples are scaled to; [-1, 1] for images if left out"
     )

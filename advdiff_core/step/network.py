@@ -59,13 +59,21 @@ class RoleNetwork:
         mode = self._mode((x_t,), through=through)
 
         def forward(*args: Any, **kwargs: Any) -> BackboneOutput:
-            output: BackboneOutput = self._counted(mode, *args, **kwargs)
+            told = self._told(x_t)
+            output: BackboneOutput = self._counted(mode, *args, **told, **kwargs)
             return output
 
         with _grad(mode):
             x_t = self._entering(x_t, mode)
             found: Prediction = self.role.wear(forward, x_t, t, labels, taps=taps, stop_at=stop_at)
         return found
+
+    def _told(self, x_t: Tensor) -> dict[str, Tensor]:
+        """What the network is told of augmentations, where it listens."""
+        found = self.step.c_augment
+        if found is None or not self.role.augment_dim:
+            return {}
+        return {"c_augment": found.to(x_t.dtype)}
 
     def classify(
         self,

@@ -83,6 +83,7 @@ class Role:
         wear: Turns the raw network into a denoiser (parametrization); None for other kinds.
         run: What is called instead of `module` (compiled or sharded); None for the module itself.
         random: True if its forward draws from torch's global generator in train mode (dropout).
+        augment_dim: Length of the vector that tells it what augmentations did; 0 if it is not told.
         recompute: Recompute its activations in the backward instead of keeping them.
         cost: Passes counted so far.
     """
@@ -94,6 +95,7 @@ class Role:
     wear: Any = None
     run: Callable[..., Any] | None = None
     random: bool = False
+    augment_dim: int = 0
     recompute: bool = False
     cost: Cost = field(factory=Cost)
 

@@ -66,6 +66,8 @@ class TrainStep:
         self.x0 = x0
         self.y = y
         self.place = place
+        #: What augmentations did to the samples [B, A], for networks that are told; or None.
+        self.c_augment: Tensor | None = None
         self.nimg = place.nimg
         self.own: frozenset[str] = frozenset()
         self.upcoming: frozenset[str] = frozenset()
@@ -163,6 +165,7 @@ class TrainStep:
         """
         base = self.get(View(view))
         probe = TrainStep(self.scene, self.plan, self.x0, self.y, self.place)
+        probe.c_augment = self.c_augment
         probe.probing, probe._allowed, probe._free = True, allowed, dict(self._free)
         # What does not depend on the moved input is a constant of the search.
         keep = {q: detached(v) for q, v in self._memo.items() if view not in self.plan.views[q]}

@@ -39,6 +39,14 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "works-without-verdicts",
             "works-without-domain",
         ),
+        "augmentation": (
+            "keeps-shape-and-range",
+            "follows-its-generator",
+            "any-cut-of-the-batch",
+            "labels-as-declared",
+            "tells-what-it-did",
+            "leaves-everything-alone",
+        ),
         "backbone": (
             "shapes",
             "taps-as-declared",
@@ -64,6 +72,7 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "hands-out-copies",
             "leaves-everything-alone",
             "fingerprint-is-stable",
+            "orders-as-asked",
         ),
         "discriminator": (
             "one-row-per-sample",

@@ -26,7 +26,7 @@ from advdiff_core.settings import Spec
 #: A recipe in which every table is there once.
 BASE: dict[str, Any] = {
     "run": {},
-    "data": {"use": "digits", "corrupt": [{"use": "gaussian"}]},
+    "data": {"use": "digits", "corrupt": [{"use": "gaussian"}], "augment": [{"use": "flip"}]},
     "schedule": {"use": "vp-linear", "density": {"law": "log-normal"}},
     "models": {"student": {"use": "net", "block": {}}},
     "views": {"adv": {"perturb": {"use": "push", "attack": {"use": "steps"}}}},
@@ -60,6 +60,7 @@ CORE = {
 PARTS = {
     ("data",): ("dataset", "digits"),
     ("data", "corrupt", 0): ("corruption", "gaussian"),
+    ("data", "augment", 0): ("augmentation", "flip"),
     ("schedule",): ("noise_schedule", "vp-linear"),
     ("models", "student"): ("backbone", "net"),
     ("views", "adv", "perturb"): ("perturbation", "push"),

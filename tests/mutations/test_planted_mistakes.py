@@ -6,6 +6,7 @@ import importlib
 import os
 
 import planted_attacks
+import planted_augmentations
 import planted_data
 import planted_networks
 import planted_optimizers
@@ -31,6 +32,9 @@ WANTED = 0.95
 
 HEALTHY = [
     planted_attacks.Healthy,
+    planted_augmentations.Mix,
+    planted_augmentations.Ordered,
+    planted_augmentations.Turn,
     planted_data.Damage,
     planted_data.Distance,
     planted_data.Healthy,

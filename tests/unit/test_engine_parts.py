@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from advdiff_core.engine.distributed import World
-from advdiff_core.engine.feed import BadSamples, Feed, Source
+from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.gradients import clip_gradients
 from advdiff_core.engine.lr import LearningRate
+from advdiff_core.engine.source import BadSamples, Source
 from advdiff_core.engine.stats import Stats
 from advdiff_core.errors import DataError, UsageError
 from advdiff_core.interfaces.component import Build

@@ -98,8 +98,8 @@ def test_specs_lists_every_component(toys: Catalogue):
     """Nested components, corruptions and metrics are among them."""
     uses = sorted(spec.use for spec in load(toys, FULL).specs())
     assert uses == sorted(
-        ["digits", "gaussian", "gaussian", "vp-linear", "net", "judge", "teacher", "push", "push",
-         "steps", "denoise", "denoise", "fool", "torch:AdamW", "adamw", "ddim", "distance",
+        ["digits", "gaussian", "gaussian", "flip", "vp-linear", "net", "judge", "teacher", "push",
+         "push", "steps", "denoise", "denoise", "fool", "torch:AdamW", "adamw", "ddim", "distance",
          "distance"]
     )  # fmt: skip
 

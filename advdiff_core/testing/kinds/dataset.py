@@ -10,7 +10,7 @@ from torch import Tensor
 from advdiff_core.interfaces.dataset import Dataset
 from advdiff_core.testing.bench import plain_worlds, seeds
 from advdiff_core.testing.compare import finite, same_bits
-from advdiff_core.testing.findings import shown, wrong
+from advdiff_core.testing.findings import NotApplicable, shown, wrong
 from advdiff_core.testing.kinds.rigs import rig
 from advdiff_core.testing.law import Laws
 from advdiff_core.testing.state import leaves
@@ -20,6 +20,9 @@ __all__ = ["LAWS"]
 
 LAWS = Laws("dataset")
 law = LAWS.law
+
+#: Samples per step, where a dataset composes batches.
+ORDER_BATCH = 10
 
 
 def built(subject: Subject, seed: int = 0) -> Dataset:
@@ -176,3 +179,35 @@ def fingerprint_is_stable(subject: Subject, seed: int) -> None:
                 mend="hash names, sizes and contents; no times, ids or hash()",
             )
     del seed
+
+
+@law("orders-as-asked", first=st.integers(0, 200), size=st.integers(1, 40), cut=st.integers(0, 40))
+def orders_as_asked(subject: Subject, first: int, size: int, cut: int) -> None:
+    """If it orders samples itself: whole numbers in range, the same however positions are cut."""
+    data, key = made(subject), ("law", 0)
+    whole = data.order(first, size, batch=ORDER_BATCH, key=key)
+    if whole is None:
+        message = "it leaves the order to the core"
+        raise NotApplicable(message)
+    count = data.info.count
+    if whole.dtype != torch.int64 or tuple(whole.shape) != (size,):
+        raise wrong(
+            f"an order in {whole.dtype} of shape {list(whole.shape)}",
+            wanted=f"int64 [{size}]",
+            mend="return one index per position",
+        )
+    if int(whole.min()) < 0 or int(whole.max()) >= count:
+        raise wrong(
+            f"indices from {int(whole.min())} to {int(whole.max())}",
+            wanted=f"inside [0, count = {count})",
+            mend="return indices of samples",
+        )
+    cut = min(cut, size - 1)
+    edges = [(first, cut), (first + cut, size - cut)] if cut else [(first, size)]
+    parts = [built(subject).order(low, n, batch=ORDER_BATCH, key=key) for low, n in edges]
+    same_bits(
+        torch.cat([part for part in parts if part is not None]),
+        whole,
+        what="an order asked for in two parts",
+        mend="derive every index from its position and the key",
+    )

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
+from advdiff_core.draws import BLOCK
 from advdiff_core.interfaces.component import Build, ModelInfo, ViewInfo
 from advdiff_core.interfaces.sampler import Sampler
 from advdiff_core.testing import bench, casts
 from advdiff_core.testing.bench import World
 from advdiff_core.testing.subject import Subject, references, worlds_or_skip
 from advdiff_core.testing.victims import ClassifierVictim
-from advdiff_core.types import Budget
+from advdiff_core.types import Augmented, Budget
 
 __all__ = ["Rig", "rig", "worlds"]
 
@@ -99,6 +100,15 @@ class AttackRig(Rig):
         victim = ClassifierVictim(world, classes=3, size=2)
         budget = Budget("linf", 0.1)
         attack.run(victim, x, budget, domain=world.data.domain, rng=bench.draws(0, 2))
+
+
+class AugmentationRig(Rig):
+    """Augmentations: applied once."""
+
+    def trial(self, subject: Subject, world: World) -> None:
+        """One block of samples."""
+        x, y = bench.batch_of(world, 0, BLOCK)
+        self.build(subject, world).augment(Augmented(x, y), bench.draws(0, BLOCK))
 
 
 class SamplerRig(Rig):
@@ -193,6 +203,7 @@ class TermRig(Rig):
 RIGS: Mapping[str, Rig] = {
     "alignment_target": TargetRig("models.target"),
     "attack": AttackRig("attack"),
+    "augmentation": AugmentationRig("data.augment.0"),
     "backbone": BackboneRig("models.student"),
     "corruption": Rig("data.corrupt.0"),
     "dataset": Rig("data", everywhere=False),
