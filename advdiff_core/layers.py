@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION_KERNELS",
+    "MAX_PERIOD",
     "GroupNorm",
     "at_least_fp32",
     "attend",
@@ -31,6 +32,7 @@ ATTENTION_KERNELS = ("auto", "fused", "math")
 #: Most positions for which plain products are the faster attention on a CPU.
 FEW_POSITIONS = 256
 
+#: Longest period of position features, in units of 2 pi.
 MAX_PERIOD = 10_000.0
 
 

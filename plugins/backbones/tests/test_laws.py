@@ -12,6 +12,7 @@ ODD = DataInfo(shape=(3, 9, 15), count=64, domain=Domain(-1.0, 1.0), classes=3)
 
 ADM = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4], "head_channels": 4}
 DDPMPP = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4]}
+DIT = {"width": 16, "depth": 2, "heads": 2}
 LABELS = {"conditional": True, "dropout": 0.1, "label_dropout": 0.1}
 
 EXAMPLES = {
@@ -27,6 +28,16 @@ EXAMPLES = {
         {**ADM, "resample_blocks": False, "scale_shift": False, "heads": 2},
     ],
     "backbone:cifar-resnet": [{"depth": 8}],
+    "backbone:dit": [
+        DIT,
+        Example(
+            settings={
+                **DIT, **LABELS, "attention_kernel": "math", "learn_sigma": True, "norm": "rms",
+                "mlp": "swiglu", "rope": True, "qk_norm": True, "checkpoint_blocks": True,
+            },
+            data=IMAGES,
+        ),
+    ],
     "backbone:ddpmpp-unet": [
         DDPMPP,
         Example(
