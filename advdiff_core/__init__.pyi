@@ -1,0 +1,66 @@
+"""The public surface for type checkers, which `__init__.py` resolves on first use."""
+
+from advdiff_core.draws import Draws as Draws
+from advdiff_core.draws import SeedDraws as SeedDraws
+from advdiff_core.errors import AdvdiffError as AdvdiffError
+from advdiff_core.errors import ContractError as ContractError
+from advdiff_core.errors import DataError as DataError
+from advdiff_core.errors import Fault as Fault
+from advdiff_core.errors import NumericsError as NumericsError
+from advdiff_core.errors import PluginError as PluginError
+from advdiff_core.errors import RecipeError as RecipeError
+from advdiff_core.errors import StorageError as StorageError
+from advdiff_core.errors import UsageError as UsageError
+from advdiff_core.interfaces.alignment_target import AlignmentTarget as AlignmentTarget
+from advdiff_core.interfaces.attack import Attack as Attack
+from advdiff_core.interfaces.attack import Victim as Victim
+from advdiff_core.interfaces.augmentation import Augmentation as Augmentation
+from advdiff_core.interfaces.backbone import Backbone as Backbone
+from advdiff_core.interfaces.backbone import BackboneOutput as BackboneOutput
+from advdiff_core.interfaces.component import Build as Build
+from advdiff_core.interfaces.component import Component as Component
+from advdiff_core.interfaces.component import ModelInfo as ModelInfo
+from advdiff_core.interfaces.component import ViewInfo as ViewInfo
+from advdiff_core.interfaces.dataset import Corruption as Corruption
+from advdiff_core.interfaces.dataset import Dataset as Dataset
+from advdiff_core.interfaces.discriminator import Discriminator as Discriminator
+from advdiff_core.interfaces.loss_term import LossTerm as LossTerm
+from advdiff_core.interfaces.metric import Evaluation as Evaluation
+from advdiff_core.interfaces.metric import Metric as Metric
+from advdiff_core.interfaces.noise_schedule import NoiseSchedule as NoiseSchedule
+from advdiff_core.interfaces.optimizer import Optimizer as Optimizer
+from advdiff_core.interfaces.perturbation import Perturbation as Perturbation
+from advdiff_core.interfaces.perturbation import Probe as Probe
+from advdiff_core.interfaces.perturbation import SearchCost as SearchCost
+from advdiff_core.interfaces.query import Query as Query
+from advdiff_core.interfaces.query import Setup as Setup
+from advdiff_core.interfaces.query import Step as Step
+from advdiff_core.interfaces.sampler import Denoise as Denoise
+from advdiff_core.interfaces.sampler import ImageDraws as ImageDraws
+from advdiff_core.interfaces.sampler import Sampler as Sampler
+from advdiff_core.interfaces.sampler import Samples as Samples
+from advdiff_core.settings import Spec as Spec
+from advdiff_core.settings import setting as setting
+from advdiff_core.settings import settings as settings
+from advdiff_core.step.queries import Delta as Delta
+from advdiff_core.step.queries import EpsHat as EpsHat
+from advdiff_core.step.queries import Features as Features
+from advdiff_core.step.queries import Forward as Forward
+from advdiff_core.step.queries import Logits as Logits
+from advdiff_core.step.queries import Scores as Scores
+from advdiff_core.step.queries import Target as Target
+from advdiff_core.step.queries import View as View
+from advdiff_core.step.queries import X0Hat as X0Hat
+from advdiff_core.types import Augmented as Augmented
+from advdiff_core.types import Batch as Batch
+from advdiff_core.types import Budget as Budget
+from advdiff_core.types import Cost as Cost
+from advdiff_core.types import DataInfo as DataInfo
+from advdiff_core.types import Domain as Domain
+from advdiff_core.types import Noised as Noised
+from advdiff_core.types import Prediction as Prediction
+from advdiff_core.types import TapInfo as TapInfo
+from advdiff_core.types import expand as expand
+
+__all__: list[str]
+__version__: str
