@@ -1,4 +1,4 @@
-"""What README and docs claim: recipes check, commands exist, files are there, plugins work."""
+"""What README and docs claim in words: commands exist, files are there, components are offered."""
 
 from __future__ import annotations
 
@@ -6,66 +6,39 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import click
 import pytest
+from helpers_pages import ROOT, SHELL, blocks_of, commands_of, pages
 
 from advdiff_core.cli.app import PROGRAM, app
-from advdiff_core.recipe import check_recipe
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / "README.md",
-    *sorted(path for path in (ROOT / "docs").rglob("*.md") if "reference" not in path.parts),
-    *sorted(ROOT.glob("plugins/*/README.md")),
-]
-BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = pages()
 
 
 def blocks(*languages: str) -> list[object]:
-    """Fenced blocks of the pages as test parameters (page, text), named by page and line."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for match in BLOCK.finditer(text):
-            if match["language"] in languages:
-                line = text.count("\n", 0, match.start()) + 2
-                name = f"{page.relative_to(ROOT)}:{line}"
-                found.append(pytest.param(match["text"], id=name))
-    return found
+    """Blocks of the pages as test parameters, named by page and line."""
+    return [
+        pytest.param(block, id=block.where)
+        for page in PAGES
+        for block in blocks_of(page)
+        if block.language in languages
+    ]
 
 
-def commands(text: str) -> list[list[str]]:
-    """Words of every `$ advdiff ...` line."""
-    lines = [line.split("#")[0] for line in text.splitlines()]
-    return [line.split()[2:] for line in lines if re.match(rf"\$ {PROGRAM} ", line)]
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_toml_blocks_are_toml(block) -> None:
+    """Every TOML block parses, also where it is not run."""
+    assert tomllib.loads(block.text)
 
 
-@pytest.mark.parametrize("text", blocks("toml"))
-def test_toml_blocks_are_toml(text: str) -> None:
-    """Every TOML block parses."""
-    assert tomllib.loads(text)
-
-
-@pytest.mark.parametrize("text", blocks("toml"))
-def test_recipes_have_no_fault(text: str, tmp_path: Path) -> None:
-    """Every block that is a whole recipe (it has data and a model) passes `advdiff check`."""
-    tables = tomllib.loads(text)
-    if not {"data", "models"} <= set(tables):
-        return
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(text, encoding="utf-8")
-    faults = check_recipe(recipe, ())
-    assert [fault.as_line() for fault in faults] == []
-
-
-@pytest.mark.parametrize("text", blocks("console", "bash", "sh"))
-def test_commands_exist(text: str) -> None:
+@pytest.mark.parametrize("block", blocks(*SHELL))
+def test_commands_exist(block) -> None:
     """Every `advdiff VERB --option` on a page is one of the command line's."""
     context = click.Context(app, info_name=PROGRAM)
-    for words in commands(text):
-        if words[0].startswith("-"):
+    for command in commands_of(block):
+        program, *words = command.words
+        if program != PROGRAM or words[0].startswith("-"):
             continue
         verb = app.get_command(context, words[0])
         assert verb is not None, words[0]
@@ -74,10 +47,10 @@ def test_commands_exist(text: str) -> None:
         assert options <= known | {"--help", "-h"}, words
 
 
-@pytest.mark.parametrize("text", blocks("console", "bash", "sh"))
-def test_named_files_exist(text: str) -> None:
+@pytest.mark.parametrize("block", blocks(*SHELL))
+def test_named_files_exist(block) -> None:
     """Scripts and recipes that commands name are in the repository."""
-    named = re.findall(r"(?:^|\s)((?:examples|tests|plugins|docs)/[\w./-]+)", text)
+    named = re.findall(r"(?:^|\s)((?:examples|tests|plugins|docs)/[\w./-]+)", block.text)
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
@@ -87,6 +60,17 @@ def test_verbs_named_in_prose_exist() -> None:
     verbs = set(re.findall(rf"`{PROGRAM} ([a-z][a-z-]*)", text))
     context = click.Context(app, info_name=PROGRAM)
     assert {verb for verb in verbs if app.get_command(context, verb) is None} == set()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """Relative links to files, also from README, which Sphinx does not read."""
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([\w./-]+\.\w+)(?:#[\w-]+)?\)", page.read_text("utf-8")):
+            made = "reference" in target.split("/") or "_build" in target.split("/")
+            if not made and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
 
 
 def test_components_named_in_the_readme_exist() -> None:
@@ -100,8 +84,8 @@ def test_components_named_in_the_readme_exist() -> None:
 
 def test_plugin_of_the_guide_computes_a_loss() -> None:
     """The class in docs/plugins.md is a loss term that can be built and declares its queries."""
-    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    source = next(match["text"] for match in BLOCK.finditer(text) if match["language"] == "python")
+    page = ROOT / "docs" / "plugins.md"
+    source = next(block.text for block in blocks_of(page) if block.language == "python")
     script = source + (
         "\nterm = Cubic(Cubic.Settings(), Build(path='terms.cubic'))"
         "\nassert [type(query).__name__ for query in term.needs] == ['EpsHat', 'View']"
