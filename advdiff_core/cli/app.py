@@ -22,6 +22,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "check": "Find every fault in a recipe, without starting anything.",
         "plan": "Say what one training step runs and costs.",
         "explain": "Describe a component and its settings.",
+        "import": "Take over a checkpoint of another program, as safetensors.",
+        "schema": "Print the JSON Schema of recipes, for completion and underlining in editors.",
     },
     "Run": {
         "train": "Train by a recipe, or go on with a run.",
@@ -33,12 +35,18 @@ SECTIONS: dict[str, dict[str, str]] = {
         "report": "Write a self-contained HTML report of one or more runs.",
         "plugins": "List the installed components.",
     },
+    "Write a plugin": {
+        "new-plugin": "Make a plugin: a whole distribution, with a working example of each kind.",
+        "check-plugin": "Examine a plugin: all that its users could stumble over.",
+    },
     "Help": {
         "doctor": "Examine this installation and machine.",
         "completion": "Print the script that completes advdiff in your shell.",
     },
 }
 VERBS = {verb: text for section in SECTIONS.values() for verb, text in section.items()}
+#: Modules of verbs that no module can be called.
+_HOMES = {"import": "import_"}
 
 
 @define
@@ -64,7 +72,8 @@ class Verbs(click.Group):
         """Import a verb; one that is not advdiff's own is looked for in the listeners."""
         del ctx
         if cmd_name in VERBS:
-            module = importlib.import_module(f"advdiff_core.cli.verbs.{cmd_name}")
+            name = _HOMES.get(cmd_name, cmd_name.replace("-", "_"))
+            module = importlib.import_module(f"advdiff_core.cli.verbs.{name}")
             command: click.Command = module.command
             return command
         return _foreign_verb(cmd_name)

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 
 from advdiff_core.discovery.kinds import canonical_distribution
 
-__all__ = ["shipped_recipes"]
+__all__ = ["editable_project", "shipped_recipes"]
 
 _SUFFIXES = (".recipe.toml", ".toml")
 
@@ -52,7 +52,7 @@ def _folders(installed: metadata.Distribution, name: str) -> Iterator[Path]:
             continue
         for place in (spec.submodule_search_locations or ()) if spec else ():
             yield Path(place)
-    project = _editable_project(installed)
+    project = editable_project(installed)
     if project is not None:
         yield project
 
@@ -74,7 +74,7 @@ def _entry_points(installed: metadata.Distribution) -> list[metadata.EntryPoint]
         return []
 
 
-def _editable_project(installed: metadata.Distribution) -> Path | None:
+def editable_project(installed: metadata.Distribution) -> Path | None:
     """The source folder of an editable installation (PEP 610)."""
     try:
         record = json.loads(installed.read_text("direct_url.json") or "{}")

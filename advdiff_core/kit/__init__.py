@@ -1,0 +1,1 @@
+"""The kit of plugin authors: a new distribution, and the examination of one."""
