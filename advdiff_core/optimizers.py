@@ -151,6 +151,11 @@ class TorchFamily(Optimizer):
     variants: ClassVar[str | None] = "name of a class in torch.optim, for example torch:NAdam"
 
     @classmethod
+    def variant_names(cls) -> tuple[str, ...]:
+        """The classes of torch.optim that a training step can run."""
+        return tuple(_known_optimizers())
+
+    @classmethod
     def settings_type(cls, variant: str | None) -> type[Any]:
         """Settings with the numbers, switches and tuples of that class's signature.
 

@@ -143,6 +143,9 @@ class Family(Optimizer):
     """Toy family."""
     variants = "AdamW or Lion"
     @classmethod
+    def variant_names(cls):
+        return ("AdamW", "Lion")
+    @classmethod
     def settings_type(cls, variant):
         if variant not in ("AdamW", "Lion"):
             raise ValueError(f"there is no optimizer {variant!r}; there are AdamW and Lion")

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["kinds", "names", "paths", "recipes", "runs", "shipped"]
+__all__ = ["distributions", "kinds", "names", "paths", "recipes", "runs", "shipped"]
 
 #: What a run folder always holds.
 LOCK = "recipe.lock.toml"
@@ -50,6 +50,16 @@ def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
     del param
     kind = ctx.params.get("kind")
     return _matching(catalogue().names(str(kind)), incomplete) if kind else []
+
+
+def distributions(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Distributions that offer components."""
+    from advdiff_core.cli.environment import catalogue
+
+    del ctx, param
+    return _matching(catalogue().distributions(), incomplete)
 
 
 def shipped(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -31,6 +31,7 @@ class ModelInfo:
         parametrization: "eps", "x0", "v", "flow", "edm"; "none" for classifiers and other kinds.
         sigma_data: Standard deviation of the data that a denoiser assumes; None for other kinds.
         taps: Taps of the network by name.
+        width: Width of an alignment target's features; 0 for other kinds.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class ModelInfo:
     parametrization: str = "none"
     sigma_data: float | None = None
     taps: Mapping[str, TapInfo] = field(factory=dict)
+    width: int = 0
 
 
 @frozen(kw_only=True)
@@ -118,6 +120,14 @@ class Component(ABC):  # noqa: B024 - its kinds add the abstract methods.
     def __init__(self, settings: Any, build: Build) -> None:
         self.settings = settings
         self.build = build
+
+    @classmethod
+    def variant_names(cls) -> tuple[str, ...]:
+        """Every name that may follow the colon of a family; () if they cannot be listed.
+
+        Asked by `advdiff schema` alone, which makes the settings of each.
+        """
+        return ()
 
     @classmethod
     def settings_type(cls, variant: str | None) -> type[Any]:

@@ -18,10 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["denoisers", "filled", "run_name"]
+__all__ = ["OPTIMIZER", "denoisers", "filled", "run_name"]
 
 #: Rate of the average a denoiser gets if the recipe names none.
 EMA_RATE = 0.999
+#: Optimizer of a player that names none.
+OPTIMIZER = "adamw"
 
 
 def filled(data: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -115,9 +117,9 @@ def _player(name: str, player: Any, full: Mapping[str, Any], *, alone: bool) -> 
     made: dict[str, Any] = {"models": [name], **player}
     if alone:
         made.setdefault("terms", sorted(terms))
-    optimizer = made.setdefault("optimizer", {"use": "adamw"})
+    optimizer = made.setdefault("optimizer", {"use": OPTIMIZER})
     if isinstance(optimizer, dict) and "use" not in optimizer:
-        made["optimizer"] = {"use": "adamw", **optimizer}
+        made["optimizer"] = {"use": OPTIMIZER, **optimizer}
     models = made["models"]
     trains_denoiser = isinstance(models, list) and any(
         role in denoisers(full["models"]) for role in models

@@ -203,7 +203,8 @@ class _Loader:
             self.problems.append(_missing_table(key))
         if raw is None and key != "evaluate":
             return None
-        return self._try(partial(self.reader.table, table.cls, raw or {}, (key,), table.kind))
+        raw = {} if raw is None else raw
+        return self._try(partial(self.reader.table, table.cls, raw, (key,), table.kind))
 
     def _named(self, key: str, table: Table, raw: Any) -> dict[str, Any]:
         made: dict[str, Any] = {}

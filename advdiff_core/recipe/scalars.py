@@ -19,7 +19,9 @@ from advdiff_core.recipe.problems import described, is_clean, refuse
 
 __all__ = ["HOOKS", "strict_literal"]
 
-_FRACTION = re.compile(r"\s*([+-]?\d{1,18}(?:\.\d{1,18})?)\s*/\s*(\d{1,18}(?:\.\d{1,18})?)\s*")
+_FRACTION = re.compile(
+    r"\s*([+-]?\d{1,18}(?:\.\d{1,18})?)\s*/\s*(\d{1,18}(?:\.\d{1,18})?)\s*", re.ASCII
+)
 _NUMBER = re.compile(r"[+-]?\d[\d_]*(\.\d+)?([eE][+-]?\d+)?")
 
 

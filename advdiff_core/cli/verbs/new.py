@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from advdiff_core.cli import completion, options
+from advdiff_core.cli.editor import found_line
 from advdiff_core.cli.output import emit, emit_json, quoted, shown, table
 from advdiff_core.cli.shipped import copy_text, find_shipped, shipped_recipes
 from advdiff_core.errors import StorageError, UsageError
@@ -21,14 +22,15 @@ def command(name: str | None, file: Path | None, force: bool, as_json: bool) -> 
     """Copy a recipe that a plugin ships; without arguments, list them.
 
     NAME is a recipe's name, or dist:name where several plugins ship one of that name. FILE is where
-    the copy goes, NAME.toml in this folder if left out; it is yours to edit.
+    the copy goes, NAME.toml in this folder if left out; it is yours to edit. If its folder or one
+    above holds .advdiff/recipe.schema.json (see advdiff schema), its first line tells editors.
     """
     if name is None:
         _list(as_json)
         return
     shipped = find_shipped(name)
     target = file or Path(f"{shipped.name}.toml")
-    _write(target, copy_text(shipped), force=force)
+    _write(target, _with_schema(copy_text(shipped), target.parent), force=force)
     if as_json:
         emit_json({"file": target, "recipe": shipped.reference})
     else:
@@ -45,6 +47,12 @@ def _list(as_json: bool) -> None:
     else:
         emit(table([(one.reference, one.summary) for one in found]))
         emit("\nadvdiff new NAME copies one into this folder.")
+
+
+def _with_schema(text: str, folder: Path) -> str:
+    """The text with the line that editors look for, if there is a schema for them."""
+    line = "" if text.startswith("#:schema") else found_line(folder)
+    return f"{line}\n{text}" if line else text
 
 
 def _write(target: Path, text: str, *, force: bool) -> None:
