@@ -22,6 +22,7 @@ from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.players import Player, Term
 from advdiff_core.engine.source import BadSamples, Source
 from advdiff_core.errors import AdvdiffError, DataError, PluginError
+from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.augmentation import Augmentation
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
@@ -200,6 +201,7 @@ def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
             kind=model.kind, frozen=owner is None, taps=taps,
             parametrization=model.parametrization if wear else "none",
             sigma_data=wear.sigma_data if wear else None,
+            width=module.width if isinstance(module, AlignmentTarget) else 0,
         )  # fmt: skip
         if model.init:
             _load_init(module, name, model.init)

@@ -22,6 +22,7 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from advdiff_core.draws import keyed_generator
+from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
 from advdiff_core.interfaces.loss_term import LossTerm
@@ -199,6 +200,7 @@ def _role(name: str, model: Model, build: Build, schedule: NoiseSchedule) -> Rol
         parametrization=model.parametrization if denoiser else "none",
         sigma_data=model.sigma_data if denoiser else None,
         taps=module.taps if isinstance(module, Backbone) else {},
+        width=module.width if isinstance(module, AlignmentTarget) else 0,
     )
     wear = Wear(
         schedule=schedule, parametrization=model.parametrization, sigma_data=model.sigma_data
