@@ -53,6 +53,12 @@ EXAMPLES = {
         {"channels": 4},
         {"channels": 4, "activation": "silu", "final_norm": False},
     ],
+    "backbone:timm:test_convnext": [{"drop_path": 0.2, "image_size": 64}],
+    "backbone:timm:test_resnet": [{}],
+    "backbone:timm:test_vit": [
+        {"patch_size": 4, "attention_kernel": "math", "dropout": 0.1},
+        {"patch_size": 4, "checkpoint_blocks": True},
+    ],
     "backbone:trades-cnn": [
         Example(data=DIGITS),
         Example(settings={"dropout": 0.0, "mean": [0.5], "std": [0.3]}, data=SMALL_DIGITS),
