@@ -98,6 +98,8 @@ def train(
         world = stack.enter_context(joined_world())
         stack.enter_context(_torch_settings(recipe))
         experiment = assemble(recipe, world=world)
+        if resume is None:
+            _check_inits(experiment)
         _check_data(experiment)
         _check_end(experiment)
         if world.any(bool(stop)):
@@ -226,8 +228,18 @@ def _saved(rundir: RunDir, experiment: Experiment, world: World) -> Checkpoint |
 
 def _describe(rundir: RunDir, experiment: Experiment) -> None:
     """Write the frozen recipe and the cost of a step."""
-    rundir.write("recipe.lock.toml", lock_text(experiment.recipe))
+    rundir.write("recipe.lock.toml", lock_text(experiment.recipe, init=experiment.inits))
     rundir.write("plan.json", strict_json.dumps(plan_experiment(experiment).as_json()))
+
+
+def _check_inits(experiment: Experiment) -> None:
+    """Initial weights must be those that a frozen recipe names by their SHA-256."""
+    for role, found in experiment.inits.items():
+        locked = experiment.recipe.locked.get(role, {})
+        if locked.get("path") == found["path"] and locked.get("sha256") != found["sha256"]:
+            message = f"SHA-256 is {found['sha256']}, it was {locked.get('sha256')} in the lock"
+            fix = f"put the old weights back, or remove [lock.init.{role}] from the recipe"
+            raise DataError(message, code="S11", where=f"models.{role}.init", fix=fix)
 
 
 def _check_data(experiment: Experiment) -> None:

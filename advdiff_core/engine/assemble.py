@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,15 +12,15 @@ from torch import nn
 
 from advdiff_core.draws import keyed_generator
 from advdiff_core.engine.augment import Pipeline, check_roles
-from advdiff_core.engine.checkpoint import match_state, read_weights
 from advdiff_core.engine.compute import choose_compute
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.ema import Ema, EmaRule
 from advdiff_core.engine.feed import Feed
+from advdiff_core.engine.initial import load_init
 from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.players import Player, Term
 from advdiff_core.engine.source import BadSamples, Source
-from advdiff_core.errors import AdvdiffError, DataError, PluginError
+from advdiff_core.errors import AdvdiffError, PluginError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.augmentation import Augmentation
 from advdiff_core.interfaces.backbone import Backbone
@@ -39,7 +38,7 @@ from advdiff_core.step.plan import Plan
 from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
 from advdiff_core.types import Domain
 
-__all__ = ["Experiment", "assemble"]
+__all__ = ["Experiment", "assemble", "bare_role", "make"]
 
 
 @define(kw_only=True, eq=False)
@@ -55,6 +54,7 @@ class Experiment:
         plan: Plan of the players that share a step.
         fresh_plans: Plan of each player with a step of its own.
         build: What further components (sampler, metrics) are told.
+        inits: What identifies the initial weights of a role, by role; see `initial.load_init`.
     """
 
     recipe: Recipe
@@ -65,6 +65,7 @@ class Experiment:
     plan: Plan
     fresh_plans: dict[str, Plan]
     build: Build
+    inits: dict[str, dict[str, str]] = field(factory=dict)
 
     def feed(self) -> Feed:
         """The data in the run's keyed order."""
@@ -82,6 +83,7 @@ class Experiment:
 class _Assembler:
     recipe: Recipe
     build: Build = field(factory=Build)
+    inits: dict[str, dict[str, str]] = field(factory=dict)
 
     def make(self, spec: Spec) -> Component:
         return make(spec, self.build)
@@ -160,7 +162,7 @@ def assemble(
     fresh = {p.name: Plan([p.phase()], scene) for p in players if p.fresh}
     return Experiment(
         recipe=recipe, source=source, augment=augment, scene=scene, players=players,
-        plan=Plan(shared, scene), fresh_plans=fresh, build=maker.build,
+        plan=Plan(shared, scene), fresh_plans=fresh, build=maker.build, inits=maker.inits,
     )  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
             width=module.width if isinstance(module, AlignmentTarget) else 0,
         )  # fmt: skip
         if model.init:
-            _load_init(module, name, model.init)
+            maker.inits[name] = load_init(module, name, model.init, maker.build.data)
         module.train(owner is not None)
         module.requires_grad_(owner is not None)
         roles[name] = Role(
@@ -221,6 +223,28 @@ def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
         models = {**maker.build.models, name: info}
         maker.build = evolve(maker.build, models=models, c_noise=c_noise)
     return roles
+
+
+def bare_role(recipe: Recipe, role: str) -> tuple[nn.Module, Build]:
+    """The module of one role, on the CPU, without initial weights, and what it was told.
+
+    Args:
+        recipe: The checked recipe.
+        role: One of its roles.
+
+    Raises:
+        AdvdiffError: If the data, the schedule or the module cannot be built.
+    """
+    model: Any = recipe.models[role]
+    alone = evolve(model, init=None, compile=False)
+    maker = _Assembler(
+        recipe=evolve(recipe, models={role: alone}), build=Build(seed=recipe.run.seed)
+    )
+    maker.build = evolve(maker.build, data=_data(maker).info)
+    schedule = cast("NoiseSchedule", maker.make(recipe.schedule.spec))
+    maker.build = evolve(maker.build, schedule=schedule)
+    module = _roles(maker, schedule)[role].module
+    return module, maker.build
 
 
 def _wear(model: Any, schedule: NoiseSchedule) -> Wear | None:
@@ -243,20 +267,6 @@ def _c_noise_range(wear: Wear, schedule: NoiseSchedule) -> tuple[float, float]:
     ends = wear.noise_input(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
     finite = ends.clamp(-4.0, 4.0)
     return float(finite.min()), float(finite.max())
-
-
-def _load_init(module: nn.Module, role: str, path: Path) -> None:
-    """Take the first average of the same role, or its raw weights where it has none."""
-    try:
-        found = read_weights(path, role, ema=0)
-    except DataError:
-        found = read_weights(path, role)
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    tensors = {n: t.to(state[n].dtype) if n in state else t for n, t in found.tensors.items()}
-    match_state(state, tensors, where=f"models.{role}.init ({path})")
-    with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(tensors[name])
 
 
 def _place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:

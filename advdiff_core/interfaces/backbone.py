@@ -75,6 +75,18 @@ class Backbone(ModuleComponent):
             Output [B, ...] and the tapped features.
         """
 
+    def translate(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights of other programs under this network's names; `advdiff import` asks for it.
+
+        The default leaves them as they are. Override it where a well-known program names or
+        joins the same weights otherwise; leave alone what is not recognised. Prefixes that wrappers
+        add are gone already. Called with tensors without numbers (device "meta") too.
+
+        Args:
+            state: Tensors by foreign name, any shape.
+        """
+        return state
+
 
 def check_taps(names: Iterable[str], known: tuple[str, ...], where: str) -> None:
     """Refuse tap names a backbone does not have.

@@ -19,7 +19,7 @@ from advdiff_core.recipe.fill import filled, run_name
 from advdiff_core.recipe.hooks import read_hooks
 from advdiff_core.recipe.layers import Layer, dotted
 from advdiff_core.recipe.lines import Key, LineMap
-from advdiff_core.recipe.lock import absent_plugins, lock_notes
+from advdiff_core.recipe.lock import absent_plugins, lock_notes, locked_inits
 from advdiff_core.recipe.notes import notes_on
 from advdiff_core.recipe.overrides import apply_overrides
 from advdiff_core.recipe.problems import (
@@ -168,7 +168,8 @@ class _Loader:
             source={dotted(key): place for key, place in self.layer.places.items()},
         )
         found = [*self.reader.warnings, *notes_on(recipe), *lock_notes(self.tables, recipe)]
-        return evolve(recipe, warnings=tuple(self._faults(found)))
+        warnings = tuple(self._faults(found))
+        return evolve(recipe, warnings=warnings, locked=locked_inits(self.tables))
 
     def _faults(self, problems: Iterable[Problem]) -> list[Fault]:
         return sort_faults((as_fault(one, self.layer.places) for one in problems), self.file)

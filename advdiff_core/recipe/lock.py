@@ -16,19 +16,28 @@ from advdiff_core.recipe.lines import Key
 from advdiff_core.recipe.problems import Problem
 from advdiff_core.recipe.recipe import Recipe
 
-__all__ = ["absent_plugins", "git_state", "lock_notes", "lock_table", "lock_text"]
+__all__ = [
+    "absent_plugins", "git_state", "lock_notes", "lock_table", "lock_text", "locked_inits",
+]  # fmt: skip
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}==[A-Za-z0-9][A-Za-z0-9.+!_-]{0,80}")
 
 
-def lock_text(recipe: Recipe, folder: Path | None = None) -> str:
+def lock_text(
+    recipe: Recipe,
+    folder: Path | None = None,
+    *,
+    init: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
     """The text of `recipe.lock.toml`: every default, and a table `[lock]`.
 
     Args:
         recipe: The recipe.
         folder: Where to look for a git repository; the working directory if left out.
+        init: What identifies the initial weights of a role, by role.
     """
-    return recipe.dumps(lock_table(recipe, folder))
+    table = lock_table(recipe, folder)
+    return recipe.dumps({**table, "init": {**init}} if init else table)
 
 
 def lock_table(recipe: Recipe, folder: Path | None = None) -> dict[str, Any]:
@@ -73,6 +82,14 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def locked_inits(tables: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What `[lock.init]` says of initial weights, by role; what is no table is left out."""
+    lock = tables.get("lock")
+    found = lock.get("init") if isinstance(lock, Mapping) else None
+    entries = found if isinstance(found, Mapping) else {}
+    return {role: entry for role, entry in entries.items() if isinstance(entry, Mapping)}
 
 
 def lock_notes(tables: Mapping[str, Any], recipe: Recipe) -> Iterator[Problem]:

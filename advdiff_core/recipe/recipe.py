@@ -54,6 +54,7 @@ class Recipe:
         hooks: Listeners.
         source: Where each key was written, by dotted key; keys that were filled in are missing.
         warnings: What does not stop a run but should be known.
+        locked: Of a frozen recipe: path and SHA-256 of the initial weights, by role.
     """
 
     run: Run
@@ -68,6 +69,7 @@ class Recipe:
     hooks: Hooks
     source: Mapping[str, Place] = field(factory=dict, eq=False, repr=False)
     warnings: tuple[Fault, ...] = field(default=(), eq=False, repr=False)
+    locked: Mapping[str, Mapping[str, Any]] = field(factory=dict, eq=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe as plain tables: what its TOML text holds."""

@@ -151,7 +151,7 @@ class Model:
     c_noise: Literal["auto", "index", "log-sigma"] = setting(
         "auto", help="noise-level input: time scaled to [0, 1000], or log(sigma / alpha) / 4"
     )
-    init: Path | None = setting(None, help="run or checkpoint to take the weights from")
+    init: Path | None = setting(None, help="run, checkpoint, imported model or safetensors file")
     frozen: bool = setting(False, help="never trained")
     compile: bool = setting(False, help="compile the network with torch.compile", safe=True)
     checkpointing: bool = setting(False, help="recompute activations in the backward", safe=True)

@@ -1,0 +1,106 @@
+"""Initial weights of a model role: out of a run, an imported model, or a safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from advdiff_core.engine.checkpoint import match_state, read_weights
+from advdiff_core.engine.importing.folder import FACTS, Imported, read_folder
+from advdiff_core.engine.importing.golden import check_golden, moved_domain
+from advdiff_core.engine.manifest import read_manifest
+from advdiff_core.engine.safe_read import read_bytes
+from advdiff_core.engine.tensor_file import load_tensors
+from advdiff_core.errors import DataError
+from advdiff_core.interfaces.backbone import Backbone
+from advdiff_core.recipe.recipe import plain
+from advdiff_core.types import DataInfo, Domain
+
+__all__ = ["load_init"]
+
+_MAX_FILE = 2**40
+_COUNTER = "num_batches_tracked"
+
+
+def load_init(module: nn.Module, role: str, path: Path, data: DataInfo | None) -> dict[str, str]:
+    """Give a module, on the CPU, the weights that `models.<role>.init` names.
+
+    Args:
+        module: The module.
+        role: Its role.
+        path: A run, a checkpoint or a folder of them: the first average of the same role, or its
+            raw weights where it has none. A folder of `advdiff import`: its golden forward is run
+            and compared. A safetensors file with the module's own names.
+        data: What its inputs are.
+
+    Returns:
+        What identifies the weights, for the lock file: path, kind, SHA-256.
+
+    Raises:
+        DataError: If they are missing, damaged, do not fit, or compute something else.
+    """
+    where = f"models.{role}.init ({path})"
+    if path.is_file():
+        found = {"kind": "safetensors", "sha256": _from_file(module, path, where)}
+    elif (path / FACTS).exists():
+        found = _from_import(module, path, data, where)
+    else:
+        found = {"kind": "run", "sha256": _from_run(module, role, path, where)}
+    return {"path": str(path), **found}
+
+
+def _from_run(module: nn.Module, role: str, path: Path, where: str) -> str:
+    try:
+        found = read_weights(path, role, ema=0)
+    except DataError:
+        found = read_weights(path, role)
+    _copy(dict(module.named_parameters()) | dict(module.named_buffers()), found.tensors, where)
+    return read_manifest(found.path).digest
+
+
+def _from_file(module: nn.Module, path: Path, where: str) -> str:
+    data = read_bytes(path, limit=_MAX_FILE)
+    _copy(_saved(module), load_tensors(data, where=str(path)), where)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _from_import(
+    module: nn.Module, path: Path, data: DataInfo | None, where: str
+) -> dict[str, str]:
+    imported = read_folder(path)
+    _copy(_saved(module), imported.tensors, where)
+    golden = _run_golden(module, imported, data, where)
+    return {"kind": "import", "sha256": imported.sha256, "golden": golden}
+
+
+def _run_golden(module: nn.Module, imported: Imported, data: DataInfo | None, where: str) -> str:
+    """Compare the golden forward, where the network takes inputs of its shape."""
+    raw = imported.facts["data"]
+    if not isinstance(module, Backbone) or data is None or list(data.shape) != raw["shape"]:
+        return "not run: the data have another shape"
+    before = None if raw["domain"] is None else Domain(*raw["domain"])
+    golden = moved_domain(imported.golden, before, data.domain)
+    model = imported.facts["model"]
+    keys = {**plain(module.settings), "use": model.get("use")}
+    other = [f"{k} = {v!r}, not {keys.get(k)!r}" for k, v in model.items() if keys.get(k) != v]
+    fix = f"it was imported with {', '.join(other)}" if other else "import the model again"
+    check_golden(module, golden, where=where, fix=fix)
+    return "equal"
+
+
+def _saved(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.state_dict(keep_vars=True))
+
+
+def _copy(state: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Copy every tensor, cast to the module's data type; what only counts batches may be absent."""
+    tensors = {n: t.to(state[n].dtype) if n in state else t for n, t in found.items()}
+    kept = {n: t for n, t in state.items() if n not in found and n.endswith(f".{_COUNTER}")}
+    match_state(state, {**tensors, **kept}, where=where)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
