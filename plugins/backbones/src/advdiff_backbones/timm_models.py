@@ -178,13 +178,11 @@ class TimmFamily(Backbone):
             yield "features", _channels_first(self.net, last)
         if stop_at == "features":
             return
-        if "pooled" not in wanted:
-            yield "logits", self.net.forward_head(last)
-            return
-        pooled = self.net.forward_head(last, pre_logits=True)
-        yield "pooled", pooled
+        if "pooled" in wanted:
+            yield "pooled", self.net.forward_head(last, pre_logits=True)
         if stop_at != "pooled":
-            yield "logits", _classified(self.net, pooled, last)
+            # Not the last layer applied to the pooled features: some models add a second head.
+            yield "logits", self.net.forward_head(last)
 
 
 def _unknown(variant: str) -> str:
@@ -350,12 +348,3 @@ def _channels_first(net: Any, features: Tensor) -> Tensor:
     """Features [B, C, H, W] of the few models that give [B, H, W, C]; others as they are."""
     last = features.dim() == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC"
     return features.permute(0, 3, 1, 2) if last else features
-
-
-def _classified(net: Any, pooled: Tensor, features: Tensor) -> Tensor:
-    """Logits [B, K]: those of the pooled features that were tapped, where one layer makes them."""
-    classifier = net.get_classifier()
-    made: Tensor = (
-        classifier(pooled) if isinstance(classifier, nn.Linear) else net.forward_head(features)
-    )
-    return made
