@@ -13,8 +13,8 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
-from advdiff_core.datasets.decode import RESAMPLING, SUFFIXES, ImageRule, decode
 from advdiff_core.errors import DataError
+from advdiff_core.images import RESAMPLING, SUFFIXES, ImageRule, decode
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.dataset import Dataset
 from advdiff_core.settings import setting, settings
