@@ -32,14 +32,12 @@ class Names:
         package: Name that is imported.
         topic: The distribution without "advdiff-"; also the name of its recipe.
         component: What recipes write after `use =`.
-        stem: Beginning of the names of classes.
     """
 
     distribution: str
     package: str
     topic: str
     component: str
-    stem: str
 
 
 def names_of(name: str, component: str | None = None) -> Names:
@@ -55,13 +53,11 @@ def names_of(name: str, component: str | None = None) -> Names:
     distribution = _distribution(name)
     package = _package(distribution)
     topic = distribution.removeprefix(PREFIX)
-    stem = "".join(part[:1].upper() + part[1:] for part in topic.split("-"))
     return Names(
         distribution=distribution,
         package=package,
         topic=topic,
         component=_component(topic if component is None else component),
-        stem=stem if stem.isidentifier() else f"My{stem}",
     )
 
 
@@ -99,10 +95,10 @@ def _package(distribution: str) -> str:
 
 
 def _component(component: str) -> str:
-    if is_component_name(component) and component.isascii():
+    if is_component_name(component) and len(component) <= MAX_LENGTH:
         return component
     message = f"{escape(component, limit=80)!r} is no name of a component"
-    fix = "use ASCII letters, digits and _ . + -, beginning with a letter or digit"
+    fix = f"use up to {MAX_LENGTH} ASCII letters, digits and _ . + -, the first no sign"
     raise UsageError(message, where="--component", fix=fix)
 
 

@@ -28,34 +28,35 @@ class Part:
 
     Attributes:
         module: Module of its class, without package; its test is `test_<module>.py`.
-        suffix: End of the class's name.
+        cls: Its class, named after what the example does.
     """
 
     module: str
-    suffix: str
+    cls: str
 
 
 #: What is made for each kind.
 PARTS: Mapping[str, Part] = MappingProxyType({
-    "alignment_target": Part(module="targets", suffix="Features"),
-    "attack": Part(module="attacks", suffix="Attack"),
-    "backbone": Part(module="backbones", suffix="Backbone"),
-    "corruption": Part(module="corruptions", suffix="Corruption"),
-    "dataset": Part(module="datasets", suffix="Dataset"),
-    "discriminator": Part(module="discriminators", suffix="Discriminator"),
-    "loss_term": Part(module="terms", suffix="Loss"),
-    "metric": Part(module="metrics", suffix="Metric"),
-    "noise_schedule": Part(module="schedules", suffix="NoiseSchedule"),
-    "optimizer": Part(module="optimizers", suffix="Optimizer"),
-    "perturbation": Part(module="perturbations", suffix="Perturbation"),
-    "sampler": Part(module="samplers", suffix="Sampler"),
-    HOOKS: Part(module="hooks", suffix="Hooks"),
+    "alignment_target": Part(module="targets", cls="FourierFeatures"),
+    "attack": Part(module="attacks", cls="GradientClimb"),
+    "augmentation": Part(module="augmentations", cls="Jitter"),
+    "backbone": Part(module="backbones", cls="ResidualMLP"),
+    "corruption": Part(module="corruptions", cls="Speckle"),
+    "dataset": Part(module="datasets", cls="TwoCircles"),
+    "discriminator": Part(module="discriminators", cls="SmoothCritic"),
+    "loss_term": Part(module="terms", cls="PseudoHuber"),
+    "metric": Part(module="metrics", cls="EnergyDistance"),
+    "noise_schedule": Part(module="schedules", cls="QuarterTurn"),
+    "optimizer": Part(module="optimizers", cls="SignDescent"),
+    "perturbation": Part(module="perturbations", cls="GapStep"),
+    "sampler": Part(module="samplers", cls="PlainSteps"),
+    HOOKS: Part(module="hooks", cls="LowestLoss"),
 })  # fmt: skip
 
-#: Loss terms without which a kind cannot be trained with: end of the name, end of the class.
+#: Loss terms without which a kind cannot be trained with: end of the name, and class.
 TERMS: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({
-    "alignment_target": (("align", "AlignLoss"),),
-    "discriminator": (("fool", "FoolLoss"), ("judge", "JudgeLoss")),
+    "alignment_target": (("align", "Align"),),
+    "discriminator": (("fool", "Fool"), ("judge", "Judge")),
 })  # fmt: skip
 
 #: Terms of the recipe's player `student`, and the kind that brings each; "" for the core's.
@@ -92,17 +93,17 @@ LICENCES: Mapping[str, Licence] = MappingProxyType({
 def components_of(names: Names, kinds: Sequence[str]) -> dict[tuple[str, str], str]:
     """The new components: `module:Class` by kind and name."""
     found = {
-        (kind, names.component): _value(names, PARTS[kind].module, PARTS[kind].suffix)
+        (kind, names.component): _value(names, PARTS[kind].module, PARTS[kind].cls)
         for kind in kinds
     }
     for kind in kinds:
-        for end, suffix in TERMS.get(kind, ()):
-            found["loss_term", f"{names.component}-{end}"] = _value(names, "terms", suffix)
+        for end, cls in TERMS.get(kind, ()):
+            found["loss_term", f"{names.component}-{end}"] = _value(names, "terms", cls)
     return dict(sorted(found.items()))
 
 
-def _value(names: Names, module: str, suffix: str) -> str:
-    return f"{names.package}.{module}:{names.stem}{suffix}"
+def _value(names: Names, module: str, cls: str) -> str:
+    return f"{names.package}.{module}:{cls}"
 
 
 def render(
@@ -120,7 +121,7 @@ def render(
         UsageError: If the author's name cannot be printed.
     """
     if not author.isprintable():
-        message = f"{escape(author)!r} holds characters that cannot be printed"
+        message = f"'{escape(author)}' holds characters that cannot be printed"
         raise UsageError(message, where="--author", fix="write a plain name")
     facts = _facts(names, sorted(set(kinds)), licence, author)
     environment = _environment()
@@ -142,7 +143,6 @@ def _facts(names: Names, kinds: list[str], licence: str, author: str) -> dict[st
         "package": names.package,
         "topic": names.topic,
         "component": names.component,
-        "stem": names.stem,
         "kinds": kinds,
         "groups": groups,
         "licence": LICENCES[licence],
