@@ -40,7 +40,7 @@ def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
     for name, one in found.items():
         if not one.metric.needs_samples:
             one.add(name, evaluation)
-            one.protocol |= _common(experiment)
+            one.measured(_common(experiment))
     sampling = {name: one for name, one in found.items() if one.metric.needs_samples}
     ranges = experiment.recipe.evaluate.repeats if sampling else 0
     for repeat in range(ranges):
@@ -48,7 +48,7 @@ def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
         evaluation.samples = sampled.x0
         for name, one in sampling.items():
             one.add(name, evaluation)
-            one.protocol |= _protocol(experiment, sampled, len(evaluation.reference))
+            one.measured(_protocol(experiment, sampled, len(evaluation.reference)))
     return {**_merged(found), "nimg": nimg}
 
 
@@ -74,6 +74,10 @@ class _Found:
         notes = [*told, *(note for note in evaluation.notes if note not in told)]
         if notes:
             self.protocol["notes"] = notes
+
+    def measured(self, told: Mapping[str, object]) -> None:
+        """Add to the protocol what the metric itself did not say."""
+        self.protocol.update({key: v for key, v in told.items() if key not in self.protocol})
 
 
 def _merged(found: Mapping[str, _Found]) -> dict[str, Any]:

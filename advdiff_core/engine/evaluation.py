@@ -49,6 +49,7 @@ class RunEvaluation:
 
     @samples.setter
     def samples(self, x: Tensor) -> None:
+        """Set the samples [N, ...] of the next range of seeds."""
         self._samples = x
 
     @property

@@ -127,17 +127,36 @@ def _frechet(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, root_b: Tensor) -> 
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R [D, r] with `R R^T = covariance`; eigenvalues below rounding are taken for 0."""
+    """R [D, r] with `R R^T = covariance`; directions below rounding are left out."""
     factor, failed = torch.linalg.cholesky_ex(covariance)
     pivots = factor.diagonal()
-    # A twentieth of the time of the eigenvectors. Rounding moves the standard deviation s of a
-    # direction by eps s_max^2 / s: below 1e-9 of the largest one where this holds.
+    # Rounding moves the standard deviation s of a direction by eps s_max^2 / s: below 1e-9 of the
+    # largest one where this holds.
     if not int(failed) and float(pivots.min()) > 1e-6 * float(pivots.max()):
         return factor
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    floor = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-    kept = values > floor
-    return vectors[:, kept] * values[kept].sqrt()
+    return _pivoted_root((covariance + covariance.T) / 2)
+
+
+def _pivoted_root(covariance: Tensor) -> Tensor:
+    """The factor of Cholesky with diagonal pivoting (Higham 1990), which ends at the rank.
+
+    Eigenvectors would do, but take longer, and LAPACK's solver gives up on some covariances of
+    few samples, whose eigenvalues are 0 a thousand times.
+    """
+    left = covariance.diagonal().clone()
+    floor = float(left.max()) * len(left) * torch.finfo(left.dtype).eps
+    root, rank = torch.zeros_like(covariance), 0
+    while rank < len(left):
+        pivot = int(left.argmax())
+        if float(left[pivot]) <= floor:
+            break
+        known = root[:, :rank]
+        column = (covariance[:, pivot] - known @ known[pivot]) / left[pivot].sqrt()
+        root[:, rank] = column
+        left -= column.square()
+        left[pivot] = 0
+        rank += 1
+    return root[:, :rank]
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> float:

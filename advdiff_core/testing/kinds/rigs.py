@@ -133,13 +133,27 @@ class SamplerRig(Rig):
         self.build(subject, world).grid()
 
 
+def _labels_of(x: Tensor, classes: int) -> Tensor | None:
+    """Labels [M] that belong to samples `x` [M, ...], in whatever order these come."""
+    if not classes:
+        return None
+    return (x.double().flatten(1).sum(1).abs() * 1000).long() % classes
+
+
 class MetricRig(Rig):
-    """Metrics: roles they name are small networks."""
+    """Metrics: roles they name are small networks, denoisers or else classifiers."""
+
+    def candidates(self, subject: Subject) -> Iterable[World]:
+        """Every kind of data, with either kind of network."""
+        for kind in ("denoiser", "classifier"):
+            for world in subject.candidates():
+                yield evolve(world, roles={"student": kind})
 
     def told(self, subject: Subject, world: World, seed: int) -> Build:
         """Data, and every role as a backbone."""
+        worn = "none" if world.roles.get("student") == "classifier" else "eps"
         info = ModelInfo(
-            kind="backbone", frozen=True, parametrization="eps", sigma_data=1.0,
+            kind="backbone", frozen=True, parametrization=worn, sigma_data=1.0,
             taps=casts.net(world, names=subject.words).taps,
         )  # fmt: skip
         names = dict.fromkeys([*references(subject.settings, "role"), "student"], info)
@@ -149,12 +163,13 @@ class MetricRig(Rig):
         self, subject: Subject, world: World, samples: Tensor, data: Tensor, folder: Path
     ) -> Any:
         """What a metric reads: samples [N, ...], and data [M, ...] that are clean."""
-        module = casts.net(world, names=subject.words).eval()
+        classes = world.data.classes if world.roles.get("student") == "classifier" else 0
+        module = casts.net(world, names=subject.words, outputs=classes).eval()
         return SimpleNamespace(
             samples=samples, clean=data, data=data, info=world.data, folder=folder,
-            fingerprint="law", device=torch.device("cpu"), note=lambda text: None,
+            fingerprint=str(hash(data.numpy().tobytes())), device=torch.device("cpu"), note=lambda text: None,
             remember=lambda key, make: make(),
-            labels=bench.labels(world, 0, len(data)), module=lambda role: module,
+            labels=_labels_of(data, world.data.classes), module=lambda role: module,
         )  # fmt: skip
 
     def trial(self, subject: Subject, world: World) -> None:

@@ -126,6 +126,23 @@ def test_frechet_distance_follows_an_update():
     assert frechet_distance(moments, Moments.of(b)) == pytest.approx(wanted, rel=1e-9)
 
 
+@pytest.mark.parametrize("count", [3, 24])
+def test_moments_of_few_wide_vectors_have_a_thin_root(count):
+    """24 vectors of 1280 features, half of them dead: LAPACK's eigenvectors do not always come."""
+    x = _normal(count, 1280).clamp(min=0) * (torch.arange(1280) % 2)
+    moments = Moments.of(x)
+    assert moments.root.shape == (1280, count - 1)
+    torch.testing.assert_close(moments.root @ moments.root.T, moments.covariance)
+    assert frechet_distance(moments, Moments.of(x.flip(0))) == pytest.approx(0, abs=1e-9)
+
+
+def test_moments_without_variance_have_an_empty_root():
+    """The distance of two points is that of their means."""
+    a, b = Moments.of(torch.zeros(3, 4)), Moments.of(torch.ones(5, 4))
+    assert a.root.shape == (4, 0)
+    assert frechet_distance(a, b) == 4
+
+
 def test_gaussian_frechet_stays_exact_on_badly_scaled_covariances():
     """Standard deviations over five decades: the closed form for shared axes, within 1e-8."""
     axes, _ = torch.linalg.qr(_normal(60, 60))
