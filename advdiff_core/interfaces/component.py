@@ -109,6 +109,8 @@ class Component(ABC):  # noqa: B024 - its kinds add the abstract methods.
         Settings: attrs class of its keys.
         variants: For families such as `torch:AdamW`: one line saying what may follow the colon.
             None (the default) if nothing may.
+        source: Paper and place in it, or another origin, for `advdiff explain`. Left out, it is
+            what the docstring cites in the form `Name et al. (2024, eq. 5)`.
     """
 
     @settings_class
@@ -116,6 +118,7 @@ class Component(ABC):  # noqa: B024 - its kinds add the abstract methods.
         """A component without keys."""
 
     variants: ClassVar[str | None] = None
+    source: ClassVar[str] = ""
 
     def __init__(self, settings: Any, build: Build) -> None:
         self.settings = settings
@@ -132,6 +135,8 @@ class Component(ABC):  # noqa: B024 - its kinds add the abstract methods.
     @classmethod
     def settings_type(cls, variant: str | None) -> type[Any]:
         """The Settings class; families may make one per variant.
+
+        A family that has a class `Settings` of its own has just these keys, whatever the variant.
 
         Raises:
             ValueError: If the family has no such variant; the message lists near names.

@@ -67,7 +67,7 @@ def _choice(catalogue: Catalogue, entry: Entry, variant: str) -> Choice:
 
 
 def _open(catalogue: Catalogue, entry: Entry, cls: type[Any]) -> Choice:
-    """A family that does not say who belongs to it: any name, with keys that are not known."""
+    """A family that does not say who belongs to it: any name, with the keys all of them have."""
     plain = f"{_escaped(entry.name)}|" if _is_plain(catalogue, entry) else ""
     return Choice(
         kind=entry.kind,
@@ -75,7 +75,7 @@ def _open(catalogue: Catalogue, entry: Entry, cls: type[Any]) -> Choice:
         summary=_summary(cls),
         component=cls,
         settings=cls.Settings,
-        is_open=True,
+        is_open="Settings" not in vars(cls),
     )
 
 

@@ -37,7 +37,7 @@ class Choice:
         summary: First line of its docstring.
         component: Its class.
         settings: Class of its settings.
-        is_open: True for a family whose members cannot be listed: their keys are not known.
+        is_open: True for a family whose members have keys that cannot be known.
     """
 
     kind: str
@@ -145,7 +145,7 @@ class Tables:
         needed = set(common.get("required", ()))
         keys: Json = {"use": True, **dict.fromkeys(common["properties"], True), **(narrowed or {})}
         if one.is_open:
-            return {**closed({**_words(own), **keys}, needed), "additionalProperties": True}
+            return {**closed(keys, needed), "additionalProperties": True}
         needed |= set(own.get("required", ()))
         made = closed({**keys, **own["properties"]}, needed)
         return {**made, "if": own["if"], "then": own["then"]} if "if" in own else made
@@ -165,7 +165,7 @@ class Tables:
         own = _union(then for _, then in steps)
         keys = {**own, **common["properties"], "use": used(choices)}
         whole = closed(keys, ["use"] if required else [])
-        # Any key may belong to a family whose members cannot be listed.
+        # Any key may belong to a family whose members' keys are not known.
         if any(one.is_open for one in choices):
             whole["additionalProperties"] = True
         return {**whole, **chain(steps)}
@@ -215,12 +215,6 @@ class Tables:
                 found |= new
                 waiting += new
         return found
-
-
-def _words(table: Json) -> Json:
-    """The keys of a table with their help alone."""
-    properties: Mapping[str, Json] = table["properties"]
-    return {key: {"description": one["description"]} for key, one in properties.items()}
 
 
 def used(choices: Sequence[Choice]) -> Json:

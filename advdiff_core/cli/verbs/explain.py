@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -11,8 +12,10 @@ import click
 
 from advdiff_core.cli import completion, options
 from advdiff_core.cli.environment import catalogue
+from advdiff_core.cli.example_text import example_of
 from advdiff_core.cli.output import emit, emit_json, table
 from advdiff_core.cli.settings_text import Key, description, keys_of
+from advdiff_core.cli.source_text import source_of
 from advdiff_core.errors import AdvdiffError, PluginError, UsageError, escape, nearest
 
 if TYPE_CHECKING:
@@ -85,6 +88,8 @@ def _component_facts(kind: str, name: str) -> dict[str, Any]:
         "distribution": entry.distribution,
         "version": entry.version,
         "class": entry.value,
+        "source": source_of(cls),
+        "example": example_of(kind, name, _settings_type(cls, variant, name), cls, _first_of),
         "description": description(cls),
         "family": cls.variants,
         "settings": [attrs.asdict(key) for key in _component_keys(cls, variant, name)],
@@ -92,12 +97,28 @@ def _component_facts(kind: str, name: str) -> dict[str, Any]:
 
 
 def _component_keys(cls: type[Any], variant: str | None, name: str) -> list[Key]:
+    return keys_of(_settings_type(cls, variant, name))
+
+
+def _settings_type(cls: type[Any], variant: str | None, name: str) -> type[Any]:
     try:
-        return keys_of(cls.settings_type(variant))
+        found: type[Any] = cls.settings_type(variant)
     except AdvdiffError:
         raise
     except ValueError as error:
         raise UsageError(str(error), where=name, fix="choose one of these") from error
+    return found
+
+
+def _first_of(kind: str) -> str:
+    """A component of a kind that needs no settings, for an example; any if each needs some."""
+    names = catalogue().names(kind)
+    for name in names:
+        with suppress(PluginError):
+            fields = attrs.fields(catalogue().load(catalogue().find(kind, name)).Settings)
+            if all(one.default is not attrs.NOTHING for one in fields):
+                return name
+    return next(iter(names), kind)
 
 
 def _tables(name: str | None) -> list[tuple[str, Table]]:
@@ -140,6 +161,8 @@ def _print_component(facts: dict[str, Any]) -> None:
         f"{facts['kind']} {escape(facts['name'])}, from {facts['distribution']} {facts['version']}"
     )
     emit("\n" + "\n".join(escape(line) for line in facts["description"].split("\n")) + "\n")
+    if facts["source"]:
+        emit(f"Source: {escape(facts['source'], limit=600)}\n")
     if facts["family"]:
         emit(f"A family: {escape(facts['family'])}\n")
     if facts["settings"]:
@@ -149,6 +172,9 @@ def _print_component(facts: dict[str, Any]) -> None:
     shared = _shared_keys(facts["kind"])
     if shared:
         emit(f"\nBeside them stand the keys every such table has: {shared}.")
+    if facts["example"]:
+        emit("\nIn a recipe:\n")
+        emit("\n".join(f"  {escape(line, limit=400)}" for line in facts["example"].split("\n")))
 
 
 def _shared_keys(kind: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ class _Ray(Perturbation):
     """A Linf box of radius r(t), and a uniform start in it."""
 
     settings: rays.RaySettings
+    source: ClassVar[str] = rays.SOURCE
 
     def __init__(self, settings: rays.RaySettings, build: Build) -> None:
         super().__init__(settings, build)

@@ -15,7 +15,10 @@ from torch import Tensor
 from advdiff_core import Draws, Noised
 from advdiff_core.settings import setting, settings
 
-__all__ = ["RaySettings", "bias_of", "noise_share", "radius"]
+__all__ = ["SOURCE", "RaySettings", "bias_of", "noise_share", "radius"]
+
+#: The paper, for `advdiff explain`; the README says how certain each part is.
+SOURCE = "What Is Adversarial Training for Diffusion Models? (arXiv 2505.21742)"
 
 _RANDOM = ("random", "multiplicative")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from advdiff_core import (
 )
 from advdiff_core.interfaces.perturbation import scale_of
 from advdiff_core.settings import setting, settings
+from advdiff_robustadv.rays import SOURCE
 
 __all__ = ["Equivariance", "Invariance", "rule_weight"]
 
@@ -52,6 +53,7 @@ class _Regulariser(LossTerm):
     """Mean over elements of `c(t) |eps_hat(x_t + delta) - eps_hat(x_t) - shift|^2`."""
 
     settings: Any
+    source: ClassVar[str] = SOURCE
 
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
