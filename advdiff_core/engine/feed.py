@@ -52,7 +52,8 @@ class Feed:
         self.place = place
         self.stream = stream
         self.workers = workers
-        self.augment = augment or Pipeline(seed=seed)
+        # Without augmentations it is false, and still knows the batch.
+        self.augment = Pipeline(seed=seed) if augment is None else augment
         self._on_cpu = place(torch.empty(0)).device.type == "cpu"
         self._orders: dict[int, Tensor] = {}
         self._cache = self._read_all() if self._fits() else None

@@ -151,8 +151,7 @@ def test_another_augmentation_before_it_changes_no_draw() -> None:
 
 def test_a_dataset_may_order_the_samples_of_a_step() -> None:
     """Its answer is taken as it is, with the batch of the run."""
-    made = feed(pipeline(), dataset=Backwards())
-    made.augment = Pipeline(batch=4)
+    made = feed(Pipeline(batch=4), dataset=Backwards())
     assert made.indices(0, 8).tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
     assert made.batch(4, 2).x[:, 0].tolist() == [7.0, 6.0]
 

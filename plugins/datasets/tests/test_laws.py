@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from advdiff_core.testing import laws
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,11 +39,38 @@ def mnist(folder: Path) -> dict[str, Any]:
     return {"path": str(folder), "pad": 2}
 
 
+def npz_shards(folder: Path) -> dict[str, Any]:
+    """Two shards of five and four images."""
+    draws = np.random.default_rng(0)
+    for name, count in (("a", 5), ("b", 4)):
+        image = draws.integers(0, 256, (count, 6, 5, 3), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", image=image, label=np.arange(count) % 3)
+    return {"path": str(folder)}
+
+
+def mixture(folder: Path) -> dict[str, Any]:
+    """Nine images beside themselves."""
+    shards = {"use": "npz-shards", **npz_shards(folder)}
+    return {"real": shards, "synthetic": shards, "fraction": 0.3}
+
+
+def permuted(folder: Path) -> dict[str, Any]:
+    """The same by other rules."""
+    other = {"synthetic_draws": "without", "restart": "epoch", "shuffle": False, "fraction": 0.5}
+    return {**mixture(folder), **other}
+
+
 EXAMPLES = {
+    "augmentation:crop": [{}, {"pad": 1, "fill": "edge"}, {"fill": "reflect"}],
+    "augmentation:flip": [{}, {"axis": "vertical", "chance": 0.2}],
+    "augmentation:rotate": [{}, {"interpolation": "bilinear", "degrees": 90.0}],
+    "augmentation:edm-augment": [{}, {"chance": 1.0}],
     "dataset:cifar10": [cifar10, cifar10_archive],
     "dataset:cifar100": [cifar100],
     "dataset:digits": [{}, {"part": "test"}],
     "dataset:fashion-mnist": [mnist],
+    "dataset:mixture": [mixture, permuted],
+    "dataset:npz-shards": [npz_shards],
     "dataset:mnist": [mnist],
 }
 

@@ -219,7 +219,8 @@ def _coarser(y: Tensor, axis: int) -> Tensor:
     shape = list(y.shape)
     shape[axis] = count
     out = y.new_zeros(shape)
-    even, odd = y.unflatten(axis, (-1, 2)).unbind(axis + 1)
+    pairs = y.reshape(*y.shape[:axis], -1, 2, *y.shape[axis + 1 :])
+    even, odd = pairs.unbind(axis + 1)
     for m, weight in enumerate(LOWPASS):
         out.add_((odd if m % 2 else even).narrow(axis, m // 2, count), alpha=weight)
     return out
