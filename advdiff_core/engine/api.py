@@ -67,7 +67,7 @@ def plan(recipe: Recipe) -> PlanReport:
         AdvdiffError: If something in the recipe cannot be built.
     """
     with joined_world() as world:
-        return plan_experiment(assemble(recipe, world=world))
+        return plan_experiment(assemble(recipe, world=world), macs=True)
 
 
 def train(

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from advdiff_core.engine.assemble import Experiment
+from advdiff_core.engine.size import macs_of, macs_words, parameters_of
 from advdiff_core.step.plan import StepCost, rehearse
 from advdiff_core.types import Cost
 
@@ -25,6 +26,8 @@ class PlanReport:
         step: Passes of a step in which every player takes part.
         average: Passes per step on average, with the players' `every`.
         parameters: Parameters by role.
+        macs: Multiply-accumulates of the forward of one sample, by role; None where they could not
+            be counted, and for all if nobody asked.
         taps: Taps asked for, by forward.
         players: Player, its roles, terms, `every` and `passes`.
         micro: Whether graphs are shared between players (not with micro-batches).
@@ -33,6 +36,7 @@ class PlanReport:
     step: StepCost
     average: dict[str, tuple[float, float, float]]
     parameters: dict[str, int]
+    macs: dict[str, int | None] | None
     taps: dict[str, tuple[str, ...]]
     players: list[dict[str, Any]]
 
@@ -51,6 +55,7 @@ class PlanReport:
                     )
                 ),
                 "parameters": self.parameters[name],
+                **({} if self.macs is None else {"macs": self.macs[name]}),
             }
             for name, cost in sorted(self.step.roles.items())
         }
@@ -60,6 +65,11 @@ class PlanReport:
         ]
         return {"roles": roles, "queries": queries, "taps": self.taps, "players": self.players}
 
+    def _size(self, name: str) -> str:
+        macs = None if self.macs is None else self.macs[name]
+        each = "" if macs is None else f", {macs_words(macs)} a forward of one sample"
+        return f"{self.parameters[name]:,} parameters{each}"
+
     def lines(self) -> list[str]:
         """The plan in words, a line each."""
         lines = ["one step, every player taking part:"]
@@ -68,7 +78,7 @@ class PlanReport:
                 f"  {name}: {_many(cost.forwards, 'forward')}, "
                 f"{_many(cost.input_backwards, 'input-only backward')}, "
                 f"{_many(cost.parameter_backwards, 'parameter backward')} "
-                f"({self.parameters[name]:,} parameters)"
+                f"({self._size(name)})"
             )
         lines.append("forwards in order:")
         lines += [f"  {role} x{count}  {query}" for query, role, count in self.step.queries]
@@ -103,8 +113,8 @@ def step_cost(
     return whole
 
 
-def plan_experiment(experiment: Experiment) -> PlanReport:
-    """The plan of an assembled recipe."""
+def plan_experiment(experiment: Experiment, *, macs: bool = False) -> PlanReport:
+    """The plan of an assembled recipe; with `macs`, how much its networks multiply."""
     whole = step_cost(experiment)
     roles = experiment.scene.roles
     for name in roles:
@@ -116,9 +126,8 @@ def plan_experiment(experiment: Experiment) -> PlanReport:
         average={
             name: _average([cost.roles.get(name, Cost()) for cost in costs]) for name in roles
         },
-        parameters={
-            name: sum(p.numel() for p in role.module.parameters()) for name, role in roles.items()
-        },
+        parameters={name: parameters_of(role.module) for name, role in roles.items()},
+        macs=_macs(experiment) if macs else None,
         taps=_taps(experiment),
         players=[
             {
@@ -131,6 +140,15 @@ def plan_experiment(experiment: Experiment) -> PlanReport:
             for player in experiment.players
         ],
     )
+
+
+def _macs(experiment: Experiment) -> dict[str, int | None]:
+    return {
+        name: macs_of(
+            role.module, role.info.kind, experiment.source.info, levels=role.wear is not None
+        )
+        for name, role in experiment.scene.roles.items()
+    }
 
 
 def _taps(experiment: Experiment) -> dict[str, tuple[str, ...]]:

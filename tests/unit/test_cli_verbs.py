@@ -188,6 +188,17 @@ def test_explain_describes_a_component(cli: Cli) -> None:
     assert "role, ema, images, every (advdiff explain recipe sample)" in text
 
 
+def test_explain_tells_the_size_of_a_network(cli: Cli) -> None:
+    """Parameters and work of a forward, with the data they are for; no other kind has a size."""
+    size = json.loads(cli("explain", "backbone", "mlp", "--json").out)["size"]
+    assert size["shape"] == [3, 32, 32]
+    assert 0 < size["macs"] < size["parameters"]  # Biases, and an embedding that is looked up.
+    text = cli("explain", "backbone", "mlp").out
+    assert f"on data of shape 3x32x32: {size['parameters']:,} parameters, " in text
+    assert "MMAC a forward of one sample." in text
+    assert "size" not in json.loads(cli("explain", "sampler", "heun", "--json").out)
+
+
 def test_explain_lists_a_kind(cli: Cli) -> None:
     """A line per component, the first of its docstring."""
     text = cli("explain", "noise_schedule").out

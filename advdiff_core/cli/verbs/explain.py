@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe"
 
+#: Kinds that are networks, whose size is told.
+NETWORKS = ("alignment_target", "backbone", "discriminator")
+
 
 @click.command("explain")
 @click.argument("kind", metavar="KIND", shell_complete=completion.kinds)
@@ -93,7 +96,17 @@ def _component_facts(kind: str, name: str) -> dict[str, Any]:
         "description": description(cls),
         "family": cls.variants,
         "settings": [attrs.asdict(key) for key in _component_keys(cls, variant, name)],
+        **_size_facts(kind, cls, variant),
     }
+
+
+def _size_facts(kind: str, cls: type[Any], variant: str | None) -> dict[str, Any]:
+    if kind not in NETWORKS:
+        return {}
+    from advdiff_core.engine.size import default_size
+
+    size = default_size(cls, kind, cls.settings_type(variant))
+    return {"size": None if size is None else attrs.asdict(size)}
 
 
 def _component_keys(cls: type[Any], variant: str | None, name: str) -> list[Key]:
@@ -169,12 +182,24 @@ def _print_component(facts: dict[str, Any]) -> None:
         _print_keys(facts["settings"])
     else:
         emit("It has no settings.")
+    if facts.get("size"):
+        _print_size(facts["size"])
     shared = _shared_keys(facts["kind"])
     if shared:
         emit(f"\nBeside them stand the keys every such table has: {shared}.")
     if facts["example"]:
         emit("\nIn a recipe:\n")
         emit("\n".join(f"  {escape(line, limit=400)}" for line in facts["example"].split("\n")))
+
+
+def _print_size(size: dict[str, Any]) -> None:
+    from advdiff_core.engine.size import macs_words
+
+    shape = "x".join(map(str, size["shape"]))
+    macs = "" if size["macs"] is None else f", {macs_words(size['macs'])} a forward of one sample"
+    emit(
+        f"\nWith these defaults, on data of shape {shape}: {size['parameters']:,} parameters{macs}."
+    )
 
 
 def _shared_keys(kind: str) -> str:
