@@ -194,7 +194,7 @@ class Upsample(nn.Module):
 class Stage(nn.Sequential):
     """Layers in a row, of which residual blocks read the embedding too."""
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         """Output [B, ...] for `x` [B, C, H, W] and an embedding [B, D]."""
         for layer in self:
             x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)

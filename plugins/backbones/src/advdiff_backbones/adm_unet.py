@@ -30,6 +30,7 @@ from advdiff_backbones.layers import (
     noise_levels,
     refused,
     run_block,
+    weight_type,
 )
 from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
@@ -93,9 +94,8 @@ class ADMUNet(Backbone):
         divides(build, (height, width), 2**halvings, "channel_mult", "adm-unet")
         self.classes = num_labels(build, conditional=settings.conditional, classes=settings.classes)
         embedding = 4 * settings.channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(settings.channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        first = nn.Linear(settings.channels, embedding)
+        self.time_embed = nn.Sequential(first, nn.SiLU(), nn.Linear(embedding, embedding))
         self.label_emb = nn.Embedding(self.classes, embedding) if self.classes else None
         self._add_stages(colours, (height, width))
         last = settings.channels * settings.channel_mult[0]
@@ -196,7 +196,7 @@ class ADMUNet(Backbone):
     def _embedding(self, x: Tensor, c_noise: Tensor | None, labels: Tensor | None) -> Tensor:
         level = noise_levels(self.settings, self.build, c_noise, x)
         features = sinusoidal(level, self.settings.channels)
-        h: Tensor = self.time_embed(features.to(self.time_embed[0].weight.dtype))
+        h: Tensor = self.time_embed(features.to(weight_type(self.time_embed)))
         if self.label_emb is not None:
             share = self.settings.label_dropout if self.training else 0.0
             found = drop_labels(labels, x, classes=self.classes, share=share)

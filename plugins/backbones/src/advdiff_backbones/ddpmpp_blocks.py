@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from advdiff_backbones.layers import (
@@ -117,12 +117,12 @@ def decoder_shapes(encoder: list[BlockShape], config: Any) -> Iterator[BlockShap
         middle = level == len(config.channel_mult) - 1
         if not middle:
             size = (2 * size[0], 2 * size[1])
-        same = {"inner": width, "outer": width, "size": size}
+        same = BlockShape(name=named(size), inner=width, outer=width, size=size)
         if middle:
-            yield BlockShape(name=f"{named(size)}_in0", attention=True, **same)
-            yield BlockShape(name=f"{named(size)}_in1", **same)
+            yield evolve(same, name=f"{named(size)}_in0", attention=True)
+            yield evolve(same, name=f"{named(size)}_in1")
         else:
-            yield BlockShape(name=f"{named(size)}_up", resample="up", **same)
+            yield evolve(same, name=f"{named(size)}_up", resample="up")
         for n in range(config.blocks + 1):
             inner, width = width + skips.pop(), config.channels * mult
             attention = n == config.blocks and max(size) in config.attention

@@ -107,10 +107,11 @@ class DiT(Backbone):
             if isinstance(module, nn.Linear) and "adaLN" not in name:
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        patches = self.x_embedder.proj
+        patches: Any = self.x_embedder.proj
         nn.init.xavier_uniform_(patches.weight.view(self.settings.width, -1))
         nn.init.zeros_(patches.bias)
-        small = [self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight]
+        first, _, last = self.t_embedder.mlp
+        small: list[Any] = [first.weight, last.weight]
         if self.y_embedder is not None:
             small.append(self.y_embedder.embedding_table.weight)
         for weight in small:
@@ -161,9 +162,8 @@ class DiT(Backbone):
     def _output(self, values: Tensor, features: dict[str, Tensor]) -> BackboneOutput:
         """Patches [B, N, P P C] side by side; the channels of a pixel are neighbours in them."""
         patch, (rows, columns) = self.settings.patch, self._grid
-        pieces = at_least_fp32(values).unflatten(2, (patch, patch, -1))
-        grid = pieces.unflatten(1, (rows, columns)).permute(0, 5, 1, 3, 2, 4)
-        images = grid.reshape(values.shape[0], -1, rows * patch, columns * patch)
+        grid = at_least_fp32(values).reshape(-1, rows, columns, patch, patch, self._outputs)
+        images = grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
         if not self.settings.learn_sigma:
             return BackboneOutput(images, features)
         mean, variance = images.chunk(2, dim=1)

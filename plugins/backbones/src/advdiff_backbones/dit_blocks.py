@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advdiff_backbones.layers import weight_type
 from advdiff_core.layers import MAX_PERIOD, at_least_fp32, attend, sinusoidal
 
 __all__ = [
@@ -71,8 +72,7 @@ class RotaryEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Queries or keys [B, heads, N, width], rotated, in their own type."""
         wide = at_least_fp32(x)
-        even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+        turned = torch.stack([-wide[..., 1::2], wide[..., 0::2]], dim=-1).flatten(-2)
         return (wide * self.freqs_cos + turned * self.freqs_sin).to(x.dtype)
 
 
@@ -208,7 +208,7 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, level: Tensor) -> Tensor:
         """Embedding [B, D] of noise levels [B]."""
-        out: Tensor = self.mlp(sinusoidal(level, TIME_FEATURES).to(self.mlp[0].weight.dtype))
+        out: Tensor = self.mlp(sinusoidal(level, TIME_FEATURES).to(weight_type(self)))
         return out
 
 

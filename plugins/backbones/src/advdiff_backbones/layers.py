@@ -23,6 +23,7 @@ __all__ = [
     "noise_levels",
     "refused",
     "run_block",
+    "weight_type",
 ]
 
 MAX_GROUPS = 32
@@ -115,6 +116,11 @@ def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Any:
     if recompute and torch.is_grad_enabled():
         return checkpoint(call, *inputs, use_reentrant=False)
     return call(*inputs)
+
+
+def weight_type(module: nn.Module) -> torch.dtype:
+    """Type of a module's weights, which its inputs need outside autocast."""
+    return next(module.parameters()).dtype
 
 
 def refused(build: Build, key: str, message: str, fix: str) -> RecipeError:
