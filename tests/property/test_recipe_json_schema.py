@@ -372,7 +372,7 @@ def test_members_of_a_family_have_their_own_keys() -> None:
 
 
 FAMILY = """
-from advdiff_core import Optimizer
+from advdiff_core import Optimizer, setting, settings
 class Family(Optimizer):
     "Optimizers of another library."
     variants = "any name"
@@ -382,6 +382,11 @@ class Family(Optimizer):
         if variant is None:
             raise ValueError("which?")
         return cls.Settings
+class Alike(Family):
+    "Optimizers that take the same keys."
+    @settings
+    class Settings:
+        lr: float = setting(0.1, help="rate", gt=0.0)
 """
 
 
@@ -389,7 +394,7 @@ def test_a_family_that_does_not_list_its_members_takes_any_name_and_key(
     site: Site, toys: Catalogue
 ) -> None:
     """What follows the colon is the loader's to judge, and so are keys beside it."""
-    groups = {"advdiff.v1.optimizer": {"odd": "odd_family:Family"}}
+    groups = {"advdiff.v1.optimizer": {"odd": "odd_family:Family", "alike": "odd_family:Alike"}}
     site.dist("advdiff-odd", groups, modules={"odd_family": FAMILY})
     odd = scan([site.folder], environ={}).entries
     made = recipe_schema(Catalogue(entries=(*toys.entries, *odd)))
@@ -399,6 +404,10 @@ def test_a_family_that_does_not_list_its_members_takes_any_name_and_key(
     assert not validator.is_valid(player({"use": "odd"}))
     assert not validator.is_valid(player({"use": "odd:a b"}))
     assert not validator.is_valid(player({"use": "adamw", "beta": 3}))
+    # One that has a class Settings of its own has just these keys.
+    assert validator.is_valid(player({"use": "alike:Any", "lr": 0.2}))
+    assert not validator.is_valid(player({"use": "alike:Any", "lr": -0.2}))
+    assert not validator.is_valid(player({"use": "alike:Any", "beta": 3}))
 
 
 def test_loader_refuses_an_array_in_place_of_a_table(toys: Catalogue) -> None:
