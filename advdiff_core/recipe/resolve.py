@@ -20,7 +20,9 @@ __all__ = ["CODE_KEYS", "Resolved", "resolve_component"]
 CODE_KEYS = frozenset({
     "_target_", "_component_", "_partial_", "_recursive_", "class_path", "init_args", "__class__",
 })  # fmt: skip
-_USE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*(:[A-Za-z0-9][A-Za-z0-9_.+-]*){0,2}")
+_WORD = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+#: A name, behind its distribution's or not; a member of a family may be called `owner/name`.
+_USE = re.compile(rf"{_WORD}(:{_WORD}){{0,2}}|{_WORD}(:{_WORD}){{1,2}}/{_WORD}")
 _CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+(:[\w.]+)?|py:.*", re.ASCII)
 
 
