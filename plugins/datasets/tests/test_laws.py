@@ -11,6 +11,7 @@ import numpy as np
 from advdiff_core.testing import laws
 
 sys.path.insert(0, str(Path(__file__).parent))
+import encoded_files as encoded
 import packed_files as make
 
 
@@ -60,7 +61,38 @@ def permuted(folder: Path) -> dict[str, Any]:
     return {**mixture(folder), **other}
 
 
+def celeba(folder: Path) -> dict[str, Any]:
+    """Two pictures with labels."""
+    encoded.celeba(folder)
+    return {"path": str(folder), "attribute": "Smiling", "resolution": 6}
+
+
+def imagenet(folder: Path) -> dict[str, Any]:
+    """Four pictures of two classes."""
+    encoded.imagenet(folder)
+    return {"path": str(folder)}
+
+
+def lsun(folder: Path) -> dict[str, Any]:
+    """Five pictures in a database."""
+    encoded.lmdb(folder)
+    return {"path": str(folder), "threads": 2}
+
+
+def webdataset(folder: Path) -> dict[str, Any]:
+    """Four pictures in two shards."""
+    encoded.shards(folder)
+    return {"path": str(folder), "labels": "cls"}
+
+
+def hugging_face(folder: Path) -> dict[str, Any]:
+    """Four pictures of `save_to_disk`."""
+    encoded.hugging_face(folder / "hub")
+    return {"path": str(folder / "hub")}
+
+
 EXAMPLES = {
+    "dataset:celeba": [celeba],
     "augmentation:crop": [{}, {"pad": 1, "fill": "edge"}, {"fill": "reflect"}],
     "augmentation:flip": [{}, {"axis": "vertical", "chance": 0.2}],
     "augmentation:rotate": [{}, {"interpolation": "bilinear", "degrees": 90.0}],
@@ -71,7 +103,11 @@ EXAMPLES = {
     "dataset:fashion-mnist": [mnist],
     "dataset:mixture": [mixture, permuted],
     "dataset:npz-shards": [npz_shards],
+    "dataset:hf:owner/name": [hugging_face],
+    "dataset:imagenet-folder": [imagenet],
+    "dataset:lsun": [lsun],
     "dataset:mnist": [mnist],
+    "dataset:webdataset": [webdataset],
 }
 
 test_laws = laws("advdiff-datasets", examples=EXAMPLES, witnesses=5)
