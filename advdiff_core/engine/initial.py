@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +85,21 @@ def _run_golden(module: nn.Module, imported: Imported, data: DataInfo | None, wh
         return "not run: the data have another shape"
     before = None if raw["domain"] is None else Domain(*raw["domain"])
     golden = moved_domain(imported.golden, before, data.domain)
-    model = imported.facts["model"]
-    keys = {**plain(module.settings), "use": model.get("use")}
-    other = [f"{k} = {v!r}, not {keys.get(k)!r}" for k, v in model.items() if keys.get(k) != v]
-    fix = f"it was imported with {', '.join(other)}" if other else "import the model again"
+    changed = "; ".join(_changed(module, imported.facts))
+    fix = f"it was imported with {changed}" if changed else "import the model again"
     check_golden(module, golden, where=where, fix=fix)
     return "equal"
+
+
+def _changed(module: Backbone, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Settings and noise levels that the network has now and had not when it was imported."""
+    before, now = facts["model"], plain(module.settings)
+    for key in before:
+        if key != "use" and before[key] != now.get(key):
+            yield f"{key} = {before[key]!r}, not {now.get(key)!r}"
+    levels, here = facts["c_noise"], list(module.build.c_noise)
+    if levels != here:
+        yield f"noise levels of {levels}, not {here}; --recipe takes those of a recipe"
 
 
 def _saved(module: nn.Module) -> dict[str, Tensor]:

@@ -208,6 +208,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "builtins.bytearray": lambda data=b"", codec="latin-1": (
         _encode(data, codec) if type(data) is str else bytes(memoryview(data))
     ),
+    "builtins.bytes": lambda data=b"": bytes(memoryview(data)),
     "builtins.frozenset": lambda items=(): list(items),
     "builtins.set": lambda items=(): list(items),
     "collections.Counter": _items,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from advdiff_core.engine.importing.fit import Fit, Mismatched, best_fit, fitted
@@ -84,7 +84,8 @@ def import_checkpoint(  # noqa: PLR0913 - one argument per option of the verb.
         size = path.stat().st_size + sum(
             (path.parent / name).stat().st_size for name in source.files
         )
-        raw = load_state(state, size=size, where=str(path))
+        kept = {name: leaf for name, leaf in state.tensors.items() if name not in fit.dropped}
+        raw = load_state(evolve(state, tensors=kept), size=size, where=str(path))
     # A translation may give views; the file holds plain tensors.
     tensors = {name: t.contiguous() for name, t in fitted(network, raw, fit).items()}
     _check_finite(tensors, str(path))
