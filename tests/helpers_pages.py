@@ -22,7 +22,7 @@ from attrs import field, frozen
 ROOT = Path(__file__).parents[1]
 DIRECTIVES = ("file", "skip", "fails")
 FENCE = re.compile(
-    r"(?:^<!-- test: (?P<note>.*?) -->\n)?^```(?P<language>[\w{}-]*)\n(?P<text>.*?)^```$"
+    r"(?:^<!-- test: (?P<note>[^\n]*) -->\n)?^```(?P<language>[\w{}-]*)\n(?P<text>.*?)^```$"
     r"|^<!-- test: hidden\n(?P<hidden>.*?)^-->$",
     re.MULTILINE | re.DOTALL,
 )

@@ -142,17 +142,15 @@ class Catalogue:
         )
 
     def _fix(self, kind: str, use: str) -> str:
-        distribution, colon, _ = use.partition(":")
-        near = nearest(use, [*self.names(kind), *(e.qualified for e in self.of_kind(kind))])
-        hint = f"did you mean {near!r}?" if near else ""
+        distribution, colon, name = use.partition(":")
         if colon and not self.knows(distribution):
-            shown = escape(distribution, limit=80)
-            install = (
-                f"{shown!r} is no installed distribution: pip install {shown}, if you trust it"
-            )
-            return f"{install}; {hint}" if hint else install
-        if hint:
-            return hint
+            # Only the same component of a distribution of nearly that name can have been meant.
+            near = nearest(use, [e.qualified for e in self.of_kind(kind) if e.name == name])
+            hint = f"; did you mean {near!r}?" if near else ""
+            return f"{_install(distribution)}{hint}"
+        near = nearest(use, [*self.names(kind), *(e.qualified for e in self.of_kind(kind))])
+        if near:
+            return f"did you mean {near!r}?"
         return f"install the distribution that offers it; {_choices(self.names(kind))}"
 
 
@@ -166,6 +164,11 @@ def _readings(use: str) -> list[tuple[str | None, str, str | None]]:
     if len(parts) == 3:
         return [(parts[0], parts[1], parts[2])]
     return []
+
+
+def _install(distribution: str) -> str:
+    shown = escape(distribution, limit=80)
+    return f"{shown!r} is no installed distribution: pip install {shown}, if you trust it"
 
 
 def _choices(names: Iterable[str]) -> str:

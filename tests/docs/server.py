@@ -1,4 +1,4 @@
-"""Runs command lines of advdiff and Python files in forks of one process that has imported torch.
+"""Runs advdiff, Python files and pytest in forks of one process that has imported torch.
 
 Reads a line of JSON per job: `argv`, `cwd`, `env`, `packages` (folders whose distributions count),
 `out` (the file for stdout and stderr). Answers with the exit code.
@@ -17,7 +17,10 @@ import traceback
 from typing import Any
 
 #: What commands would import one by one.
-WARM = ("torch", "advdiff_core", "advdiff_core.engine.api", "advdiff_core.cli", "sklearn.datasets")
+WARM = (
+    "torch", "advdiff_core.engine.api", "advdiff_core.cli", "advdiff_core.testing.collecting",
+    "pytest", "sklearn.datasets",
+)  # fmt: skip
 #: Seconds after which a command is taken to hang.
 LIMIT = 240
 
@@ -64,9 +67,13 @@ def _advdiff(arguments: list[str]) -> int:
 
 
 def _python(arguments: list[str]) -> int:
-    sys.argv = arguments
     sys.path.insert(0, os.getcwd())
     try:
+        if arguments[:2] == ["-m", "pytest"]:
+            import pytest
+
+            return int(pytest.main(arguments[2:]))
+        sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -30,9 +30,10 @@ def server() -> Iterator[Server]:
     made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [one for one in pages() if runnable(one)], ids=name)
 def test_page_can_be_followed(page: Path, tmp_path: Path, server: Server) -> None:
-    """Block by block, with trainings cut to 64 images, nothing fails and the output is as shown."""
+    """Block by block, with trainings cut to 32 images, nothing fails and the output is as shown."""
     tour = Tour(page, tmp_path, server)
     for block in runnable(page):
         tour.run(block)
@@ -56,9 +57,10 @@ def test_blocks_know_their_annotation_and_line() -> None:
     text = (
         "# T\n\n<!-- test: file=a.toml -->\n```toml\nx = 1\n```\n\n"
         "<!-- test: hidden\n$ advdiff plugins\n-->\n\n"
-        "```console\n$ cd a   # go\nout\n$ b \\\n  c\n```\n"
+        "<!-- test: fails=3 -->\n```console\n$ cd a   # go\nout\n$ b \\\n  c\n```\n"
     )
     toml, hidden, console = blocks_of(PAGE, text)
+    assert (hidden.notes, console.notes) == ({}, {"fails": "3"})
     assert (toml.notes, toml.text, toml.where) == ({"file": "a.toml"}, "x = 1\n", "docs/page.md:5")
     assert list(commands_of(hidden)) == [Command("advdiff plugins")]
     assert list(commands_of(console)) == [Command("cd a", ("out",)), Command("b    c")]
