@@ -6,7 +6,7 @@ import re
 
 from advdiff_core.errors import UsageError, escape
 
-__all__ = ["parse_ranges", "ranges_text", "seeds_of"]
+__all__ = ["DEFAULT", "parse_ranges", "ranges_text", "seeds_of"]
 
 _PART = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 MAX_COUNT = 10_000_000

@@ -25,6 +25,7 @@ from advdiff_core.engine.planning import PlanReport, plan_experiment
 from advdiff_core.engine.provenance import provenance
 from advdiff_core.engine.reopen import reopened
 from advdiff_core.engine.rundir import RunDir, new_run, open_run
+from advdiff_core.engine.safe_read import read_bytes
 from advdiff_core.engine.signals import StopFlag, stop_on_signals
 from advdiff_core.engine.state import restore_weights
 from advdiff_core.engine.tick import Ticks
@@ -299,6 +300,11 @@ class Trained:
     def info(self) -> Any:
         """Description of its data."""
         return self.experiment.source.info
+
+    def weights_id(self) -> str:
+        """SHA-256 that names the content of the checkpoint."""
+        commit = read_bytes(self.checkpoint / "COMMIT", limit=4096)
+        return commit.decode("ascii", "replace").split()[-1]
 
     def sample(
         self,

@@ -9,8 +9,9 @@ import click
 
 from advdiff_core.cli import options
 from advdiff_core.cli.app import Site
-from advdiff_core.cli.numbers import parse_ranges, ranges_text, seeds_of
+from advdiff_core.cli.numbers import DEFAULT, parse_ranges, ranges_text, seeds_of
 from advdiff_core.cli.output import emit, emit_json, shown
+from advdiff_core.cli.shards import ShardOptions, report_shards, write_shards
 from advdiff_core.errors import UsageError, escape
 from advdiff_core.hooks.progress import clock
 from advdiff_core.hooks.terminal import say
@@ -34,14 +35,19 @@ SHOWN = 256
     "--seeds", metavar="A-B",
     help="The seed of each sample, both ends included, for example 0-63; from 0 if left out.",
 )  # fmt: skip
-@options.out("Where the files go; RUN/samples if left out.")
+@options.out("Where the files go; RUN/samples or RUN/shards if left out.")
+@click.option(
+    "--to", type=click.Choice(["files", "shards"]), default="files", show_default=True,
+    help="A picture and a file of tensors, or a data set in shards, which can be resumed.",
+)  # fmt: skip
 @click.option(
     "--checkpoint", metavar="NIMG", type=click.IntRange(min=0),
     help="Use the checkpoint of so many images instead of the newest.",
 )  # fmt: skip
 @click.option(
-    "--labels", metavar="A-B",
-    help="Class labels, repeated over the samples; drawn by the seeds if left out.",
+    "--labels", "--classes", metavar="A-B",
+    help="Class labels, repeated over the samples; drawn by the seeds if left out, all in turn for "
+    "shards.",
 )  # fmt: skip
 @click.option(
     "--ema", metavar="K", type=click.IntRange(min=-1),
@@ -51,6 +57,20 @@ SHOWN = 256
     "--batch", metavar="N", type=click.IntRange(min=1), default=64, show_default=True,
     help="Samples made at once; changes the memory needed, not the samples.",
 )  # fmt: skip
+@click.option(
+    "--judge", metavar="RUN|ROLE",
+    help="Shards: a classifier whose confidence in each label is stored; a run, or a model of RUN.",
+)  # fmt: skip
+@click.option("--judge-role", metavar="ROLE", help="Shards: the classifier in the run of --judge.")
+@click.option(
+    "--select", metavar="SHARE", type=click.FloatRange(0, 1, min_open=True),
+    help="Shards: keep the share of each class that the judge is surest of, as 0.2 in DM-AT.",
+)  # fmt: skip
+@click.option(
+    "--shard-size", metavar="N", type=click.IntRange(min=1),
+    help="Shards: images per shard; 10000 if left out.",
+)  # fmt: skip
+@options.overrides
 @options.as_json
 @click.pass_obj
 def command(  # noqa: PLR0913 - one argument per option.
@@ -59,10 +79,16 @@ def command(  # noqa: PLR0913 - one argument per option.
     num: int | None,
     seeds: str | None,
     out: Path | None,
+    to: str,
     checkpoint: int | None,
     labels: str | None,
     ema: int | None,
     batch: int,
+    judge: str | None,
+    judge_role: str | None,
+    select: float | None,
+    shard_size: int | None,
+    overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Draw samples from a trained run.
@@ -70,21 +96,36 @@ def command(  # noqa: PLR0913 - one argument per option.
     Writes samples.png (a grid), samples.safetensors and samples.json, which says how they were
     made: seeds, network evaluations per sample (NFE), seconds, checkpoint. A seed gives the same
     sample whatever the batch and the other seeds.
+
+    With --to shards it makes a data set for `use = "npz-shards"`: the labels take turns, each image
+    is stored with its seed, and the same command goes on after a kill. With -s sampling changes, or
+    a frozen classifier with init joins as a judge.
     """
-    chosen = seeds_of(seeds, num)
+    shards = ShardOptions(
+        select=select, judge=judge, judge_role=judge_role, shard_size=shard_size, ema=ema,
+        batch=batch,
+    )  # fmt: skip
+    if to == "files":
+        shards.refuse_without_shards()
+    chosen = seeds_of(seeds, num) if to == "files" or seeds else range(num or DEFAULT)
     classes = parse_ranges(labels, "--labels") if labels else None
     from advdiff_core.engine.api import open_trained
 
-    trained = open_trained(run, checkpoint=checkpoint)
+    trained = open_trained(run, checkpoint=checkpoint, overrides=overrides)
     site.folder = run
     for path, reason in trained.skipped:
         say(f"advdiff: warning: {escape(path)} is skipped: {escape(reason, limit=600)}")
+    if to == "shards":
+        _check_labels(trained, classes)
+        facts = write_shards(trained, chosen, classes, out or run / "shards", shards)
+        report_shards(facts, as_json=as_json)
+        return
     made = trained.sample(
         chosen, batch=batch, labels=_labels(trained, classes, len(chosen)), ema=ema
     )
     facts = _write(out or run / "samples", trained, made)
     if as_json:
-        emit_json({**facts, "seeds": ranges_text(chosen)})
+        emit_json({**facts, "seeds": ranges_text(list(chosen))})
     else:
         took = f"{made.nfe} NFE per sample, {clock(made.seconds)}"
         emit(f"{shown(facts['out'])}: {len(chosen):,} samples, {took}")
@@ -94,15 +135,19 @@ def command(  # noqa: PLR0913 - one argument per option.
 def _labels(trained: Trained, classes: list[int] | None, count: int) -> Tensor | None:
     if classes is None:
         return None
+    _check_labels(trained, classes)
+    import torch
+
+    return torch.tensor([classes[index % len(classes)] for index in range(count)])
+
+
+def _check_labels(trained: Trained, classes: list[int] | None) -> None:
     known = trained.info.classes
-    wrong = next((label for label in classes if label >= known), None)
+    wrong = next((label for label in classes or () if label >= known), None)
     if wrong is not None:
         found = f"the data have {known} classes" if known else "the data have no classes"
         fix = f"use 0-{known - 1}" if known else "leave out --labels"
         raise UsageError(f"found {wrong}, but {found}", where="--labels", fix=fix)
-    import torch
-
-    return torch.tensor([classes[index % len(classes)] for index in range(count)])
 
 
 def _write(folder: Path, trained: Trained, made: SampleSet) -> dict[str, Any]:
