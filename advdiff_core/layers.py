@@ -89,9 +89,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
     """
     few = q.device.type == "cpu" and k.shape[-2] <= FEW_POSITIONS
     if kernel == "fused" or (kernel == "auto" and not few):
-        return F.scaled_dot_product_attention(q, k, v)
+        # Strided features would silently fall back to the slow kernel that keeps all weights.
+        return F.scaled_dot_product_attention(*(_packed(part) for part in (q, k, v)))
     weights = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     return at_least_fp32(weights).softmax(dim=-1).to(v.dtype) @ v
+
+
+def _packed(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def num_labels(build: Build, *, conditional: bool, classes: int) -> int:

@@ -82,6 +82,7 @@ class DiT(Backbone):
         self.register_buffer("pos_embed", position_code(self._grid, settings.width))
         each = settings.width // settings.heads
         self.feat_rope = RotaryEmbedding(self._grid, each) if settings.rope else None
+        self._names = tuple(f"blocks.{n}" for n in range(settings.depth))
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.depth))
         self.final_layer = FinalLayer(settings, settings.patch**2 * self._outputs)
         self._initialise()
@@ -127,7 +128,7 @@ class DiT(Backbone):
     def taps(self) -> Mapping[str, TapInfo]:
         """Output of every block, in forward order."""
         tokens = TapInfo(width=self.settings.width, size=(self._grid[0] * self._grid[1],))
-        return {f"blocks.{n}": tokens for n in range(self.settings.depth)}
+        return dict.fromkeys(self._names, tokens)
 
     def forward(
         self,
@@ -140,7 +141,7 @@ class DiT(Backbone):
     ) -> BackboneOutput:
         """Run the network on images `x` [B, C, H, W]; see `Backbone.forward`. Output in fp32."""
         wanted = taps if stop_at is None else (*taps, stop_at)
-        check_taps(wanted, tuple(self.taps), self.build.path)
+        check_taps(wanted, self._names, self.build.path)
         embedding = self._embedding(x, c_noise, labels)
         trail = Trail(taps, stop_at)
         h = self.x_embedder(x) + self.pos_embed
