@@ -18,7 +18,7 @@ from advdiff_core.kit.process import last_line, python
 from advdiff_core.kit.project import Project
 from advdiff_core.kit.typing import types
 
-__all__ = ["built_plugin", "examine"]
+__all__ = ["built_plugin", "components", "examine"]
 
 
 @contextmanager
@@ -56,14 +56,20 @@ def examine(built: Built, work: Path, *, record: bool = False) -> Iterator[Findi
     yield from sources.dependencies(built)
     yield from sources.docstrings(built)
     steps: dict[str, Any] = {}
-    yield from _components(built, work, steps)
+    yield from components(built, work, steps)
     yield from (golden_file.record if record else golden_file.compared)(built, steps)
     yield from types(built, work)
     yield from laws(built, work)
 
 
-def _components(built: Built, work: Path, steps: dict[str, Any]) -> Iterator[Finding]:
-    """Findings of the worker; puts the first steps of recipes into `steps`."""
+def components(built: Built, work: Path, steps: dict[str, Any]) -> Iterator[Finding]:
+    """Components imported and recipes tried, in a process of their own.
+
+    Args:
+        built: The plugin.
+        work: An existing folder to work in.
+        steps: Takes what the first steps of each recipe compute.
+    """
     answers = work / "answers.jsonl"
     done = python(built, "-m", "advdiff_core.kit.worker", answers, built.project.name, folder=work)
     lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []

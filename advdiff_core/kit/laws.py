@@ -16,15 +16,21 @@ from advdiff_core.kit.findings import Finding, bad, capped, ok
 from advdiff_core.kit.process import last_line, python
 from advdiff_core.kit.wheel import entries_of
 
-__all__ = ["laws"]
+__all__ = ["is_tried", "laws", "read_report"]
 
 _CASE = re.compile(r".*\[(?P<component>[a-z_]+:.+?)(#\d+)?/[a-z0-9-]+\]")
 _OWN_TEST = "from advdiff_core.testing import laws\n\ntest_laws = laws({name!r})\n"
 
 
 @define
-class _Outcome:
-    """What pytest reported."""
+class Outcome:
+    """What pytest reported.
+
+    Attributes:
+        tried: Components that a law was tried on, `kind:use`.
+        broken: What is wrong, one sentence each.
+        kept: Number of laws that hold.
+    """
 
     tried: set[str] = field(factory=set)
     broken: list[str] = field(factory=list)
@@ -59,13 +65,13 @@ def _tried(built: Built, scratch: Path, wanted: set[str]) -> Iterator[Finding]:
         built, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests,
         folder=scratch,
     )  # fmt: skip
-    outcome = _read(report) if report.exists() else _Outcome()
+    outcome = read_report(report) if report.exists() else Outcome()
     command = "see: python -m pytest"
     yield from (bad("laws", text, command) for text in outcome.broken)
-    idle = sorted(component for component in wanted if not _is_tried(component, outcome.tried))
+    idle = sorted(component for component in wanted if not is_tried(component, outcome.tried))
     if not outcome.tried and not outcome.broken:
         yield bad("laws", f"none was tried: {last_line(done)}", command)
-    elif idle:
+    elif idle and outcome.tried:
         fix = f"call laws({built.project.name!r}) in tests/test_laws.py"
         yield bad("laws", f"none was tried of {', '.join(idle)}", fix)
     elif not outcome.broken:
@@ -88,13 +94,14 @@ def _tests(built: Built, scratch: Path) -> list[Path]:
     return [made]
 
 
-def _is_tried(component: str, tried: set[str]) -> bool:
+def is_tried(component: str, tried: set[str]) -> bool:
     """True for a component, or a family of which a variant was tried."""
     return any(one == component or one.startswith(f"{component}:") for one in tried)
 
 
-def _read(report: Path) -> _Outcome:
-    outcome = _Outcome()
+def read_report(report: Path) -> Outcome:
+    """What a JUnit file of pytest says of laws."""
+    outcome = Outcome()
     for case in Tree.parse(report).iter("testcase"):
         match = _CASE.fullmatch(case.get("name", ""))
         if match:
@@ -107,7 +114,9 @@ def _read(report: Path) -> _Outcome:
 
 def _told(name: str, fault: Tree.Element) -> str:
     """One line: a broken law says itself which it is."""
-    text = (fault.get("message") or fault.text or "").strip()
-    said = next((line for line in text.splitlines() if line.strip()), "failed")
-    said = said.removeprefix("Failed: ")
+    said = (fault.get("message") or "failed").strip().splitlines()[0].removeprefix("Failed: ")
+    if said == "collection failure":
+        # pytest marks what an error says; the last one is its cause.
+        marked = [line[1:].strip() for line in (fault.text or "").splitlines() if line[:1] == "E"]
+        said = marked[-1] if marked else said
     return said if said.startswith("law ") else f"{name}: {said}"

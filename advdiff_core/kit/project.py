@@ -44,7 +44,7 @@ def open_project(target: str) -> Project:
     folder = Path(target)
     if folder.is_file() and folder.name == "pyproject.toml":
         folder = folder.parent
-    if folder.is_dir():
+    if (folder / "pyproject.toml").exists():
         return _from_folder(folder)
     try:
         installed = metadata.distribution(canonical_distribution(target))
@@ -57,6 +57,10 @@ def open_project(target: str) -> Project:
 
 
 def _nothing(target: str) -> UsageError:
+    if Path(target).is_dir():
+        message = "this folder holds no pyproject.toml"
+        fix = "name the plugin's own folder; 'advdiff new-plugin' makes one"
+        return UsageError(message, where=target, fix=fix)
     names = {one.metadata["Name"] or "" for one in metadata.distributions()}
     near = nearest(target, sorted(names - {""}))
     fix = f"did you mean {near!r}?" if near else "name a folder that holds a pyproject.toml"
@@ -68,10 +72,6 @@ def _from_folder(folder: Path) -> Project:
     file = folder / "pyproject.toml"
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
-    except FileNotFoundError:
-        message = "this folder holds no pyproject.toml"
-        fix = "name the plugin's own folder; 'advdiff new-plugin' makes one"
-        raise UsageError(message, where=str(folder), fix=fix) from None
     except (OSError, ValueError) as error:
         message = f"cannot be read: {error}"
         raise DataError(message, where=str(file), fix="mend the file") from error

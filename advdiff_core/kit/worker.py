@@ -119,7 +119,9 @@ def _recipes(name: str, own: list[Entry], catalogue: Catalogue, tell: Tell) -> N
             recipe = load_recipe(path, (), catalogue)
         except RecipeError as error:
             for fault in error.faults:
-                found = f"{fault.where()}: {fault.message}"
+                # The file lies in a folder that is gone afterwards.
+                where = attrs.evolve(fault, file=Path(fault.file).name).where()
+                found = f"{where}: {fault.message}"
                 tell({"finding": attrs.asdict(bad("recipes", found, fault.fix or "mend it"))})
             continue
         used |= _components_of(recipe, name)
@@ -138,7 +140,7 @@ def _components_of(recipe: Recipe, name: str) -> set[tuple[str, str]]:
 def _first_steps(title: str, path: Path, tell: Tell) -> None:
     from advdiff_core.engine.golden import first_steps
 
-    see = f"see: advdiff train {path}"
+    see = f"see: advdiff train recipes/{path.name}"
     try:
         steps = first_steps(path)
     except DataError as error:
