@@ -17,7 +17,9 @@ from advdiff_core.recipe.resolve import Resolved, resolve_component
 
 __all__ = ["choices_of"]
 
-_VARIANT = "[A-Za-z0-9][A-Za-z0-9_.+-]*"
+_WORD = "[A-Za-z0-9][A-Za-z0-9_.+-]*"
+#: A member of a family, as `timm:resnet18` or `hub:owner/name`.
+_VARIANT = f"{_WORD}(/{_WORD})?"
 
 
 def choices_of(catalogue: Catalogue, warn: Callable[[str], None]) -> dict[str, list[Choice]]:

@@ -401,6 +401,7 @@ def test_a_family_that_does_not_list_its_members_takes_any_name_and_key(
     validator = jsonschema.Draft7Validator(made)
     assert validator.is_valid(player({"use": "odd:Any.Thing+1", "beta": 3}))
     assert validator.is_valid(player({"use": "advdiff-odd:odd:x"}))
+    assert validator.is_valid(player({"use": "odd:owner/name"}))
     assert not validator.is_valid(player({"use": "odd"}))
     assert not validator.is_valid(player({"use": "odd:a b"}))
     assert not validator.is_valid(player({"use": "adamw", "beta": 3}))
