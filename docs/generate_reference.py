@@ -1,10 +1,11 @@
-"""Writes the reference from what is installed: components by kind, recipe tables, commands.
+"""Writes the reference from what is installed: components by kind, recipes, tables, commands.
 
 Called by Sphinx (see conf.py). By hand: `python docs/generate_reference.py docs/reference`.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from sphinx.util import logging
 
 from advdiff_core.cli.app import PROGRAM, app
 from advdiff_core.cli.settings_text import Key, description, keys_of
+from advdiff_core.cli.shipped import shipped_recipes
 from advdiff_core.discovery import KINDS, Catalogue, Entry, scan
 from advdiff_core.errors import PluginError
 from advdiff_core.recipe import schema
@@ -50,9 +52,11 @@ def all_pages() -> Iterator[tuple[str, str]]:
     kinds = [kind for kind in KINDS if own_entries(catalogue, kind)]
     for kind in kinds:
         yield kind, kind_page(catalogue, kind)
+    yield "hooks", hooks_page(catalogue)
     yield "recipe", recipe_page()
+    yield "shipped", shipped_page()
     yield "cli", cli_page()
-    yield "index", index_page(["recipe", "cli", *kinds])
+    yield "index", index_page(["recipe", "cli", "shipped", *kinds, "hooks"])
 
 
 def index_page(names: Iterable[str]) -> str:
@@ -77,6 +81,39 @@ def kind_page(catalogue: Catalogue, kind: str) -> str:
         except PluginError as error:
             logger.warning("reference: %s", error)
     return "\n\n".join(parts) + "\n"
+
+
+def hooks_page(catalogue: Catalogue) -> str:
+    """Every listener, and the events it listens to."""
+    intro = (
+        "What listens to runs: the entry-point group `advdiff.v1.hooks`. A recipe leaves one out "
+        'by `hooks.off = ["name"]` and hands it options in a table `[hooks.<name>]`.'
+    )
+    parts = [HEAD, "# Listeners", intro]
+    for entry in catalogue.entries:
+        if entry.kind == "hooks" and entry.distribution in OWN and not entry.error:
+            module, _, name = entry.value.partition(":")
+            cls = getattr(importlib.import_module(module), name)
+            # pluggy marks the methods that listen.
+            heard = [key for key, one in vars(cls).items() if hasattr(one, "advdiff_impl")]
+            events = f"Listens to: {', '.join(map(code, heard))}."
+            parts += [f"## {entry.name}", f"From `{entry.distribution}`.", description(cls), events]
+    return "\n\n".join(parts) + "\n"
+
+
+def shipped_page() -> str:
+    """Every recipe that ships with a distribution."""
+    intro = (
+        "`advdiff new NAME` copies one into the folder at hand; a recipe of one's own builds on "
+        'one by `extends = "NAME"`.'
+    )
+    rows = [
+        f"| {code(one.reference)} | {cell(one.summary)} |"
+        for one in shipped_recipes()
+        if one.distribution in OWN
+    ]
+    table = "\n".join(["| name | what it trains |", "| --- | --- |", *rows])
+    return "\n\n".join([HEAD, "# Shipped recipes", intro, table]) + "\n"
 
 
 def component_section(entry: Entry, cls: type[Any]) -> str:
