@@ -1,7 +1,16 @@
 """Stand-ins that tests of the metrics share."""
 
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+from unittest import mock
+
 import torch
 from attrs import define, field
+from safetensors.torch import save_file
+from torch_fidelity import feature_extractor_inceptionv3 as library
 
 from advdiff_core.interfaces.component import Build, ModelInfo
 from advdiff_core.types import DataInfo, Domain
@@ -27,6 +36,7 @@ class FakeEvaluation:
     data: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     folder: object = None
+    info: DataInfo = IMAGES
     fingerprint: str = "data"
     modules: dict = field(factory=dict)
     notes: list = field(factory=list)
@@ -56,6 +66,23 @@ def build_of(data=IMAGES, models=None, make=None):
     return Build(path="evaluate.metrics.0", data=data, models=models or {}, make=make)
 
 
-def metric(component, world=IMAGES, models=None, make=None, **keys):
+def metric(component, world=IMAGES, models=None, make=None, settings_of=None, **keys):
     """A metric with these keys."""
-    return component(component.Settings(**keys), build_of(world, models, make))
+    return component((settings_of or component.Settings)(**keys), build_of(world, models, make))
+
+
+@functools.cache
+def inception_weights():
+    """A file of random weights for FID's Inception, gone with the process."""
+    with (
+        mock.patch.object(library.FeatureExtractorInceptionV3, "load_state_dict"),
+        mock.patch.object(library, "load_state_dict_from_url"),
+        torch.random.fork_rng(),
+    ):
+        torch.manual_seed(0)
+        net = library.FeatureExtractorInceptionV3("random", ["2048"])
+    folder = tempfile.mkdtemp(prefix="advdiff-inception-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "random.safetensors"
+    save_file(net.state_dict(), path)
+    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -40,9 +39,8 @@ class FeatureDistance:
         self.shape = list(build.data.shape)
         self.count = min(settings.images, build.data.count)
         self.stored: Reference | None = None
-        if settings.reference:
-            path = Path(settings.reference)
-            self.stored = read_reference(path, self.provenance(), self.where)
+        if settings.reference is not None:
+            self.stored = read_reference(settings.reference, self.provenance(), self.where)
 
     def provenance(self) -> dict[str, object]:
         """What features depend on."""

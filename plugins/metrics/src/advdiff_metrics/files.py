@@ -18,14 +18,14 @@ __all__ = ["file_digest", "installed", "load_strictly", "read_tensors", "wanted_
 T = TypeVar("T")
 
 
-def installed(read: Callable[[], T], *, package: str, extra: str, where: str) -> T:
+def installed(read: Callable[[], T], *, package: str, where: str, extra: str = "") -> T:
     """What `read` imports.
 
     Args:
         read: Imports a library and returns something of it.
         package: What is missing if it cannot.
-        extra: Extra of this plugin that installs it.
         where: Metric that needs it.
+        extra: Extra of this plugin that installs it, if one does.
 
     Raises:
         PluginError: P05 naming what to install.
@@ -34,7 +34,7 @@ def installed(read: Callable[[], T], *, package: str, extra: str, where: str) ->
         return read()
     except ImportError as cause:
         message = f"needs {package}, which cannot be imported: {cause}"
-        fix = f'pip install "advdiff-metrics[{extra}]"'
+        fix = f'pip install "advdiff-metrics[{extra}]"' if extra else f"pip install {package}"
         raise PluginError(message, code="P05", where=where, fix=fix) from cause
 
 
