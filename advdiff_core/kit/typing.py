@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,11 +31,9 @@ def types(built: Built, scratch: Path) -> Iterator[Finding]:
     if importlib.util.find_spec("mypy") is None:
         yield note("types", "not checked: mypy is not installed", "pip install mypy")
         return
-    cache = os.environ.get("MYPY_CACHE_DIR", str(scratch / "mypy"))
-    done = python(
-        built, "-m", "mypy", *OPTIONS, *built.packages.values(),
-        folder=built.project.folder or scratch, MYPY_CACHE_DIR=cache,
-    )  # fmt: skip
+    # In its own folder mypy finds its settings, and what it remembers of torch.
+    folder = built.project.folder or scratch
+    done = python(built, "-m", "mypy", *OPTIONS, *built.packages.values(), folder=folder)
     faults = [match for line in done.stdout.splitlines() if (match := _ERROR.fullmatch(line))]
     if faults:
         fix = "see: mypy --strict"
