@@ -13,10 +13,39 @@ from torch.utils.hooks import RemovableHandle
 
 from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.testing.compare import finite
-from advdiff_core.testing.findings import wrong
+from advdiff_core.testing.findings import Finding, wrong
 from advdiff_core.testing.state import changes, digest, world_state
 
-__all__ = ["LayerWatch", "double_backward", "random_as_declared"]
+__all__ = ["LayerWatch", "check_double_backward", "random_as_declared"]
+
+
+def check_double_backward(
+    net: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor], *, declared: bool
+) -> None:
+    """Find fault if `supports_double_backward` is not what a gradient of a gradient shows.
+
+    Args:
+        net: The network.
+        x: Its input [B, ...].
+        run: One forward.
+        declared: What the network says.
+    """
+    if declared:
+        double_backward(net, x, run)
+        return
+    try:
+        double_backward(net, x, run)
+    except Finding:
+        net.zero_grad()
+        return
+    # Set by itself, for its settings: attention may have no second derivative at other sizes.
+    if "supports_double_backward" in vars(net):
+        return
+    raise wrong(
+        "a double backward that works, with supports_double_backward = False",
+        wanted="False only where there is no gradient of the gradient: penalties are refused then",
+        mend="remove supports_double_backward = False",
+    )
 
 
 def double_backward(net: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor]) -> None:

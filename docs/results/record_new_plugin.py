@@ -67,6 +67,8 @@ EDITS = (
     ),
 )
 
+#: For the tests of the pages, which would run this page without its edit.
+NOTE = "<!-- test: skip=tests/kit/test_first_minutes.py types the same commands -->"
 #: Where packages lie is no part of what was said.
 HERE = re.compile(r"\S*(?=site-packages/)")
 
@@ -172,7 +174,7 @@ def page(typed: list[Typed]) -> str:
             lines += [f"Edit `{FILE}`:", "", "```diff", one.text, "```", ""]
         else:
             said = [HERE.sub("", line.rstrip()) for line in one.text.strip().splitlines()]
-            lines += ["```console", f"$ {one.command}", *said, "```", "", *took]
+            lines += [NOTE, "```console", f"$ {one.command}", *said, "```", "", *took]
     return "\n".join(lines)
 
 

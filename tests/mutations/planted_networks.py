@@ -216,6 +216,23 @@ class OnceOnly(Healthy):
         return super().leave(_OnceSine.apply(h), x)
 
 
+class Honest(Healthy):
+    """A fused layer with one derivative, that says so: healthy."""
+
+    supports_double_backward = False
+
+    def leave(self, h, x):
+        """Once differentiable."""
+        return super().leave(_OnceSine.apply(h), x)
+
+
+@planted("double-backward-as-declared", "double backward that works", "remove")
+class TooModest(Healthy):
+    """Says that it has no second derivative, and has one."""
+
+    supports_double_backward = False
+
+
 class _OnceSine(torch.autograd.Function):
     """A sine whose backward has no graph."""
 
@@ -330,6 +347,13 @@ class NoR1(Critic):
     def hidden(self, x):
         """Once differentiable."""
         return _OnceSine.apply(super().hidden(x))
+
+
+@planted("double-backward-as-declared", "double backward that works", "remove")
+class TooModestCritic(Critic):
+    """Keeps penalties away that would work."""
+
+    supports_double_backward = False
 
 
 @planted("leaves-everything-alone", "draws_random")

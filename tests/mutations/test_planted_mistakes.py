@@ -40,6 +40,7 @@ HEALTHY = [
     planted_data.Healthy,
     planted_networks.Critic,
     planted_networks.Healthy,
+    planted_networks.Honest,
     planted_networks.Target,
     planted_optimizers.Healthy,
     planted_perturbations.Free,

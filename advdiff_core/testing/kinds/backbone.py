@@ -15,7 +15,7 @@ from advdiff_core.testing.compare import finite, same_bits, same_values
 from advdiff_core.testing.findings import NotApplicable, wrong
 from advdiff_core.testing.kinds.rigs import rig, worlds
 from advdiff_core.testing.law import Laws
-from advdiff_core.testing.modules import LayerWatch, double_backward, random_as_declared
+from advdiff_core.testing.modules import LayerWatch, check_double_backward, random_as_declared
 from advdiff_core.testing.state import leaves
 from advdiff_core.testing.subject import Subject
 from advdiff_core.types import TapInfo
@@ -215,12 +215,12 @@ def gradients_arrive(subject: Subject, world: World, seed: int, scale: float) ->
 
 @law("double-backward-as-declared", effort=0.5, world=worlds, seed=seeds())
 def double_backward_as_declared(subject: Subject, world: World, seed: int) -> None:
-    """If it declares so, gradients of gradients work."""
+    """Gradients of gradients work if it declares so, and only then."""
     net, batch = made(subject, world), inputs(world, seed, 2)
-    if not net.supports_double_backward:
-        message = "it declares supports_double_backward = False"
-        raise NotApplicable(message)
-    double_backward(net, batch["x"], lambda x: output(net, {**batch, "x": x}).square())
+    check_double_backward(
+        net, batch["x"], lambda x: output(net, {**batch, "x": x}).square(),
+        declared=net.supports_double_backward,
+    )  # fmt: skip
 
 
 @law("channels-last", effort=0.5, world=worlds, seed=seeds())

@@ -9,10 +9,10 @@ from torch import Tensor
 from advdiff_core.interfaces.discriminator import Discriminator
 from advdiff_core.testing.bench import World, batch_of, scales, seeds, sizes
 from advdiff_core.testing.compare import finite, same_values
-from advdiff_core.testing.findings import NotApplicable, wrong
+from advdiff_core.testing.findings import wrong
 from advdiff_core.testing.kinds.rigs import rig, worlds
 from advdiff_core.testing.law import Laws
-from advdiff_core.testing.modules import double_backward, random_as_declared
+from advdiff_core.testing.modules import check_double_backward, random_as_declared
 from advdiff_core.testing.state import leaves
 from advdiff_core.testing.subject import Subject
 
@@ -111,9 +111,7 @@ def gradients_arrive(subject: Subject, world: World, seed: int, scale: float) ->
 
 @law("double-backward-as-declared", world=worlds, seed=seeds())
 def double_backward_as_declared(subject: Subject, world: World, seed: int) -> None:
-    """If it declares so, a penalty on the input gradient (R1) can be trained."""
+    """A penalty on the input gradient (R1) can be trained if it declares so, and only then."""
     net, batch = made(subject, world), batch_of(world, seed, 3)
-    if not net.supports_double_backward:
-        message = "it declares supports_double_backward = False"
-        raise NotApplicable(message)
-    double_backward(net, batch.x, lambda x: net(x, labels=batch.y))
+    declared = net.supports_double_backward
+    check_double_backward(net, batch.x, lambda x: net(x, labels=batch.y), declared=declared)
