@@ -167,8 +167,8 @@ class MetricRig(Rig):
         module = casts.net(world, names=subject.words, outputs=classes).eval()
         return SimpleNamespace(
             samples=samples, clean=data, data=data, info=world.data, folder=folder,
-            fingerprint=str(hash(data.numpy().tobytes())), device=torch.device("cpu"), note=lambda text: None,
-            remember=lambda key, make: make(),
+            fingerprint=str(hash(data.numpy().tobytes())), device=torch.device("cpu"),
+            note=lambda text: None, remember=lambda key, make: make(),
             labels=_labels_of(data, world.data.classes), module=lambda role: module,
         )  # fmt: skip
 
