@@ -16,6 +16,7 @@ import torch
 from helpers_foreign import HOSTILE, edm_bytes, hostile, torch_bytes, unpickle, watched
 
 from advdiff_core.cli import main
+from advdiff_core.engine import strict_json
 from advdiff_core.engine.importing import machine, sources, states
 from advdiff_core.engine.importing.sources import open_source
 from advdiff_core.engine.importing.states import find_states, load_state, skeleton
@@ -349,6 +350,90 @@ def test_import_bounds_modules_in_circles(tmp_path: Path, monkeypatch: pytest.Mo
     for _ in range(12):
         inner = torch.nn.Sequential(inner, inner)
     assert "more than 500 modules" in refused(tmp_path, pickle.dumps(inner)).message
+
+
+def shared_dicts(width: int, inner: object) -> object:
+    """Four levels of dicts, each holding the one below `width` times: width^4 paths."""
+    for _ in range(4):
+        inner = {f"k{n}": inner for n in range(width)}
+    return inner
+
+
+def test_import_bounds_what_is_met_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file whose shared parts make 10^10 paths: refused at once."""
+    monkeypatch.setattr(states, "_MAX_ENTRIES", 50_000)
+    started = time.monotonic()
+    data = pickle.dumps(shared_dicts(320, {"w": 1}))
+    assert "too many entries" in refused(tmp_path, data).message
+    shared: object = "x"
+    for _ in range(4):
+        shared = [shared] * 300
+    module = torch.nn.Linear(1, 1)
+    module._init_kwargs = {"a": shared}
+    assert "too many settings" in refused(tmp_path, pickle.dumps(module)).message
+    assert time.monotonic() - started < 20
+
+
+def test_import_writes_no_value_of_a_file_out_as_text(tmp_path: Path) -> None:
+    """The text of nested lists that share their parts would have 10^30 letters."""
+    bomb: object = "x"
+    for _ in range(100):
+        bomb = [bomb, bomb]
+    dtype = b"cnumpy\ndtype\n(" + pickle.dumps(bomb, 0)[:-1] + b"I00\nI01\ntR"
+    scalar = b"cnumpy.core.multiarray\nscalar\n(" + dtype + b"S'x'\ntR."
+    encoding = b"c_codecs\nencode\n(S'x'\n" + pickle.dumps(bomb, 0)[:-1] + b"tR."
+    for data in (scalar, encoding):
+        assert refused(tmp_path, data).code == "Q10"
+    persistent = (
+        b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n((dS'class_name'\n"
+        + pickle.dumps(bomb, 0)[:-1] + b"sS'state'\n(dS'_parameters'\n(dsstR."
+    )  # fmt: skip
+    path = tmp_path / "file.pkl"
+    path.write_bytes(persistent)
+    with open_source(path) as source:
+        assert source.tree.kind == "?"
+
+
+def test_import_keeps_settings_that_can_be_read_again(tmp_path: Path) -> None:
+    """Huge integers, lone surrogates, control characters: as text, or as the name of the type."""
+    module = torch.nn.Linear(1, 1)
+    module._init_kwargs = {
+        "big": 2**200, "deep": [[[[[[1]]]]]], "inf": float("inf"), "text": "\ud800\x1b", 3: 4,
+        "thing": b"x", "fine": [1, 2.5, None, True],
+    }  # fmt: skip
+    path = tmp_path / "file.pkl"
+    path.write_bytes(pickle.dumps(module))
+    with open_source(path) as source:
+        (state,) = find_states(source.tree, "x")
+    assert strict_json.loads(strict_json.dumps(state.config), where="x") == state.config
+    assert state.config["."] == {
+        "class": "torch.nn.modules.linear.Linear", "big": "<int>", "deep": [[[["<list>"]]]],
+        "inf": "inf", "text": "\\ud800\\x1b", "thing": "<bytes>", "fine": [1, 2.5, None, True],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(2**70,), (-5,), ("a",), (((),),), 2**70, (0, 2**63)])
+def test_import_refuses_arrays_of_impossible_shapes(tmp_path: Path, shape: object) -> None:
+    """Q10: whatever NumPy thinks of them."""
+    dtype = b"cnumpy\ndtype\n(S'f4'\nI00\nI01\ntR"
+    data = (
+        b"(dS'w'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n"
+        + pickle.dumps(shape, 0)[:-1] + dtype + b"I00\nc_codecs\nencode\n(S'1234'\n"
+        b"S'latin1'\ntRtbs."
+    )  # fmt: skip
+    error = refused(tmp_path, data)
+    assert error.code == "Q10"
+    assert "w: is no array of numbers" in str(error)
+
+
+def test_import_refuses_empty_tensors_too_large_to_count(tmp_path: Path) -> None:
+    """An axis of none beside axes of 2^62."""
+    huge = "\x8a\x08" + "\x00" * 7 + "\x40"
+    error = refused(tmp_path, tensor_program(f"K\x00{huge}{huge}\x87", "K\x00K\x00K\x00\x87"))
+    assert error.code == "Q10"
+    assert "impossible shape" in error.message
 
 
 @pytest.mark.parametrize("name", ["x" * 600, "a\x1b[2J", "a\nb"])

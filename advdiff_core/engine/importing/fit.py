@@ -17,6 +17,7 @@ __all__ = ["Fit", "Mismatched", "best_fit", "fitted"]
 _MAX_PREFIX_PARTS = 6
 _MAX_PREFIXES = 24
 _SHOWN = 5
+_COMPARED = 500
 #: What wrappers count beside the weights of the model they wrap.
 _BOOKKEEPING = frozenset({"n_averaged"})
 #: Kept as the network was built: torch before 0.4.1 saved none, and evaluation reads none.
@@ -182,7 +183,8 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _summary(fit: Fit) -> str:
-    near = [(name, nearest(name, fit.unexpected)) for name in fit.missing[:_SHOWN]]
+    choices = fit.unexpected[:_COMPARED]
+    near = [(name, nearest(name, choices)) for name in fit.missing[:_SHOWN]]
     missing = [f"{name} (it has {other})" if other else name for name, other in near]
     missing += fit.missing[_SHOWN:]
     different = [f"{name} is {found} instead of {wanted}" for name, found, wanted in fit.different]

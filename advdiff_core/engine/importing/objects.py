@@ -18,6 +18,8 @@ ITEM_SIZES = {
     "U64": 8, "U8": 1,
 }  # fmt: skip
 _MAX_DIMS = 16
+#: Elements a tensor would have without its empty axes: more than torch can count.
+_MAX_COUNT = 2**62
 
 
 @frozen
@@ -102,6 +104,8 @@ class TensorRef:
             raise ValueError("a tensor with an impossible shape")
         if len(made.shape) != len(made.stride) or len(made.shape) > _MAX_DIMS:
             raise ValueError(f"a tensor of {len(made.shape)} axes and {len(made.stride)} strides")
+        if prod(max(n, 1) for n in made.shape) >= _MAX_COUNT:
+            raise ValueError("a tensor with an impossible shape")
         room = storage.nbytes // ITEM_SIZES[made.dtype]
         if made.count > room or (made.count and made.last >= room):
             raise ValueError(f"a tensor {list(made.shape)} in a storage of {room} elements")

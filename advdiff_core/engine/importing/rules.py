@@ -124,7 +124,9 @@ def _rebuild_from_type(function: Any, kind: Any, arguments: Any, _: Any) -> Any:
 
 def _reconstruct_persistent(meta: Any) -> Inert:
     """An object of NVIDIA's persistence module: its state. Its source code stays text."""
-    return Inert(str(meta["class_name"]), (), meta["state"])
+    title = meta["class_name"]
+    # No other value is turned into text: shared parts of a list would be written out each time.
+    return Inert(title if type(title) is str else "?", (), meta["state"])
 
 
 def _reconstructor(kind: Any, base: Any, state: Any) -> Any:
@@ -136,7 +138,7 @@ def _reconstructor(kind: Any, base: Any, state: Any) -> Any:
 
 def _encode(text: Any, codec: Any = "utf-8") -> bytes:
     if type(text) is not str or codec not in ("latin1", "latin-1", "utf-8"):
-        raise ValueError(f"an encoding {codec!r}")
+        raise ValueError("an encoding that is not read")
     return text.encode(codec)
 
 
@@ -169,7 +171,7 @@ def _numpy_dtype(kind: Any) -> np.dtype[Any]:
         raise TypeError("an array whose type is no dtype")
     name = kind.args[0]
     if type(name) is not str or not _SCALAR_TYPE.fullmatch(name):
-        raise ValueError(f"an array of {name!r}, wanted numbers")
+        raise ValueError("an array of other things than numbers")
     order = kind.state[1] if type(kind.state) is tuple and len(kind.state) > 1 else "="
     return np.dtype(f"{order}{name}" if order in ("<", ">") else name)
 
@@ -186,6 +188,8 @@ def as_array(inert: Inert) -> np.ndarray[Any, Any]:
         TypeError: If it holds anything but numbers.
     """
     _, shape, kind, fortran, data = inert.state
+    if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("its shape is no tuple of sizes")
     flat = np.frombuffer(data, _numpy_dtype(kind))
     return flat.reshape(shape, order="F" if fortran else "C")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
@@ -13,19 +14,25 @@ from torch import Tensor
 from advdiff_core.engine.importing.objects import Inert, Storage, TensorRef
 from advdiff_core.engine.importing.rules import as_array
 from advdiff_core.engine.tensor_file import DTYPES, MAX_TENSORS
-from advdiff_core.errors import DataError
+from advdiff_core.errors import DataError, escape
 
 __all__ = ["State", "find_states", "load_state", "skeleton"]
 
 Leaf: TypeAlias = Tensor | TensorRef | Inert
 
+_TABLES = ("_parameters", "_buffers", "_modules")
 _MAX_DEPTH = 4
 _MAX_MODULES = 200_000
 _MAX_NESTING = 64
 _MAX_NAME = 512
 #: Bytes of all tensors together, as a multiple of the file: views may share a storage.
 _MAX_SHARING = 8
-_MAX_CONFIG = 2_000
+#: Entries of dicts looked at: what is shared is met again and again.
+_MAX_ENTRIES = 1_000_000
+#: Settings kept of a file, and letters of one.
+_MAX_CONFIG = 20_000
+_MAX_TEXT = 400
+_MAX_INT_BITS = 63
 
 
 @define(eq=False)
@@ -49,22 +56,47 @@ def find_states(tree: Any, where: str) -> list[State]:
     Raises:
         DataError: Q10 beyond the limits on number, depth and length.
     """
-    return list(_walk(tree, (), where))
+    return list(_walk(tree, (), _Budget(where, "entries", _MAX_ENTRIES)))
 
 
-def _walk(node: Any, path: tuple[str, ...], where: str) -> Iterator[State]:
+@define
+class _Budget:
+    """How much of something a file may hold."""
+
+    where: str
+    what: str
+    left: int
+
+    def spend(self, count: int) -> None:
+        """Take `count` off.
+
+        Raises:
+            DataError: Q10 if there is not so much left.
+        """
+        self.left -= count
+        if self.left < 0:
+            message = f"has too many {self.what}, or the same ones in too many places"
+            raise DataError(message, code="Q10", where=self.where)
+
+
+def _walk(node: Any, path: tuple[str, ...], budget: _Budget) -> Iterator[State]:
     if _is_module(node):
         state = State(".".join(path), {})
-        _flatten(node, state, where)
+        _flatten(node, state, budget)
         if state.tensors:
             yield state
     elif isinstance(node, dict) and len(path) < _MAX_DEPTH:
+        budget.spend(len(node))
         tensors = {k: v for k, v in node.items() if isinstance(k, str) and _is_leaf(v)}
         if tensors:
-            yield _checked(State(".".join(path), tensors), where)
+            yield _checked(State(".".join(path), tensors), budget.where)
         for key, value in node.items():
-            if isinstance(key, str):
-                yield from _walk(value, (*path, key), where)
+            if isinstance(key, str) and _is_name(key):
+                yield from _walk(value, (*path, key), budget)
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= _MAX_NAME and text.isprintable()
 
 
 def _is_leaf(value: Any) -> bool:
@@ -78,8 +110,9 @@ def _is_module(value: Any) -> bool:
     return isinstance(held, dict) and isinstance(held.get("_parameters"), dict)
 
 
-def _flatten(root: Inert, state: State, where: str) -> None:
+def _flatten(root: Inert, state: State, budget: _Budget) -> None:
     """Collect parameters and persistent buffers of a module and those inside, as torch does."""
+    where, settings = budget.where, _Budget(budget.where, "settings", _MAX_CONFIG)
     waiting: list[tuple[Inert, str, int]] = [(root, "", 0)]
     for _ in range(_MAX_MODULES):
         if not waiting:
@@ -88,22 +121,25 @@ def _flatten(root: Inert, state: State, where: str) -> None:
         module, prefix, depth = waiting.pop()
         if depth > _MAX_NESTING:
             raise DataError("has modules nested in a circle", code="Q10", where=where)
-        _collect(module, prefix, state)
+        budget.spend(sum(len(_table(module, name)) for name in _TABLES))
+        _collect(module, prefix, state, settings)
         for name, inner in _table(module, "_modules").items():
             if _is_module(inner):
                 waiting.append((inner, f"{prefix}{name}.", depth + 1))
     raise DataError(f"has more than {_MAX_MODULES:,} modules", code="Q10", where=where)
 
 
-def _collect(module: Inert, prefix: str, state: State) -> None:
-    passing = module.state.get("_non_persistent_buffers_set", ())
-    passing = passing if isinstance(passing, set | frozenset | list) else ()
+def _collect(module: Inert, prefix: str, state: State, budget: _Budget) -> None:
+    found = module.state.get("_non_persistent_buffers_set", ())
+    listed = found if isinstance(found, set | frozenset | list) else ()
+    passing = {name for name in listed if isinstance(name, str)}
     for table in ("_parameters", "_buffers"):
         for name, leaf in _table(module, table).items():
-            if _is_leaf(leaf) and name not in passing:
+            if isinstance(name, str) and _is_leaf(leaf) and name not in passing:
                 state.tensors[f"{prefix}{name}"] = leaf
     if prefix.count(".") < 2 and "_init_kwargs" in module.state:
-        config = {"class": module.kind, **_plain_dict(module.state["_init_kwargs"], 0)}
+        settings = _plain_dict(module.state["_init_kwargs"], 0, budget)
+        config = {"class": escape(module.kind, limit=_MAX_TEXT), **settings}
         state.config[prefix.rstrip(".") or "."] = config
 
 
@@ -116,28 +152,38 @@ def _checked(state: State, where: str) -> State:
     if len(state.tensors) > MAX_TENSORS:
         message = f"has {len(state.tensors):,} tensors; at most {MAX_TENSORS:,} are read"
         raise DataError(message, code="Q10", where=where)
-    odd = next((n for n in state.tensors if len(n) > _MAX_NAME or not n.isprintable()), None)
+    odd = next((name for name in state.tensors if not _is_name(name)), None)
     if odd is not None:
         message = f"has a tensor with the name {odd[:80]!r}"
         raise DataError(message, code="Q10", where=where)
     return state
 
 
-def _plain_dict(value: Any, depth: int) -> dict[str, Any]:
+def _plain_dict(value: Any, depth: int, budget: _Budget) -> dict[str, Any]:
     table = value if isinstance(value, dict) else {}
-    return {str(key): _plain(inner, depth) for key, inner in list(table.items())[:_MAX_CONFIG]}
+    budget.spend(len(table))
+    return {
+        escape(key, limit=_MAX_TEXT): _plain(inner, depth, budget)
+        for key, inner in table.items()
+        if isinstance(key, str)
+    }
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _plain(value: Any, depth: int, budget: _Budget) -> Any:
     """A setting as JSON; what is no plain value as the name of its type."""
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return escape(value, limit=_MAX_TEXT)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and value.bit_length() <= _MAX_INT_BITS:
         return value
     if isinstance(value, float):
-        return value if value - value == 0 else str(value)
+        return value if math.isfinite(value) else str(value)
     if depth < _MAX_DEPTH and isinstance(value, dict):
-        return _plain_dict(value, depth + 1)
+        return _plain_dict(value, depth + 1, budget)
     if depth < _MAX_DEPTH and isinstance(value, list | tuple):
-        return [_plain(inner, depth + 1) for inner in value[:_MAX_CONFIG]]
+        budget.spend(len(value))
+        return [_plain(inner, depth + 1, budget) for inner in value]
     return f"<{type(value).__name__}>"
 
 
@@ -159,7 +205,8 @@ def _array(leaf: Inert, where: str) -> Tensor:
         # A copy of its own, in native byte order.
         array = as_array(leaf)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=True))
-    except (TypeError, ValueError) as error:
+    except Exception as error:
+        # Sizes of any kind come from the file, and NumPy has an exception for each.
         raise DataError(f"is no array of numbers: {error}", code="Q10", where=where) from error
 
 

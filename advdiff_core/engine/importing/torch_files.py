@@ -231,6 +231,8 @@ def read_legacy(file: BinaryIO, *, where: str) -> Any:
 
 def _place(source: Bounded, waiting: _Waiting, name: str) -> None:
     """Note where a storage begins, and go behind it."""
+    if type(name) is not str:
+        raise TypeError("a storage whose name is no text")
     storage = waiting.known[name]
     count = int.from_bytes(source.read(8), "little", signed=True)
     if count != storage.count or storage.nbytes > source.rest:
