@@ -36,7 +36,7 @@ from advdiff_core.settings import Spec
 from advdiff_core.step.denoiser import Wear
 from advdiff_core.step.plan import Plan
 from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
-from advdiff_core.types import Domain
+from advdiff_core.types import DataInfo, Domain
 
 __all__ = ["Experiment", "assemble", "bare_role", "make"]
 
@@ -74,9 +74,14 @@ class Experiment:
             workers=self.recipe.data.workers, augment=self.augment,
         )  # fmt: skip
 
-    def make(self, spec: Spec) -> Component:
-        """Build a further component: sampler, metric."""
-        return make(spec, self.build)
+    def make(self, spec: Spec, *, data: DataInfo | None = None) -> Component:
+        """Build a further component: sampler, metric.
+
+        Args:
+            spec: The component.
+            data: Description of the data it is told, if not the run's.
+        """
+        return make(spec, self.build if data is None else evolve(self.build, data=data))
 
 
 @define(kw_only=True)
@@ -208,7 +213,8 @@ def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
         if model.init:
             maker.inits[name] = load_init(module, name, model.init, maker.build.data)
         module.train(owner is not None)
-        module.requires_grad_(owner is not None)
+        if owner is None:
+            module.requires_grad_(False)
         roles[name] = Role(
             name=name,
             info=info,
@@ -332,12 +338,14 @@ def _term(maker: _Assembler, name: str, scene: Scene) -> Term:
 
 
 def _parameters(roles: tuple[Role, ...], terms: tuple[Term, ...]) -> list[tuple[str, nn.Parameter]]:
+    """What an optimizer moves: all that the networks themselves do not keep fixed (adapters)."""
     owned: list[tuple[str, nn.Module]] = [(f"models.{role.name}", role.module) for role in roles]
     owned += [(f"terms.{term.name}", term.module) for term in terms]
     return [
         (f"{prefix}.{name}", parameter)
         for prefix, module in owned
         for name, parameter in module.named_parameters()
+        if parameter.requires_grad
     ]
 
 

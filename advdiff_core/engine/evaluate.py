@@ -35,21 +35,30 @@ def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
         NumericsError: If a sample is not finite.
     """
     built = metrics(experiment)
-    evaluation = RunEvaluation(experiment, folder)
+    views = _views(experiment, folder)
     found = {name: _Found(metric) for name, metric in built.items()}
     for name, one in found.items():
         if not one.metric.needs_samples:
-            one.add(name, evaluation)
+            one.add(name, views[one.metric.decoded])
             one.measured(_common(experiment))
     sampling = {name: one for name, one in found.items() if one.metric.needs_samples}
     ranges = experiment.recipe.evaluate.repeats if sampling else 0
     for repeat in range(ranges):
         sampled = _samples(experiment, repeat)
-        evaluation.samples = sampled.x0
+        for decoded in {one.metric.decoded for one in sampling.values()}:
+            views[decoded].samples = sampled.x0
         for name, one in sampling.items():
-            one.add(name, evaluation)
-            one.measured(_protocol(experiment, sampled, len(evaluation.reference)))
+            one.add(name, views[one.metric.decoded])
+            one.measured(_protocol(experiment, sampled, len(views[False].reference)))
     return {**_merged(found), "nimg": nimg}
+
+
+def _views(experiment: Experiment, folder: Path) -> dict[bool, RunEvaluation]:
+    """What metrics read, by `Metric.decoded`: two only where samples are no pictures."""
+    plain = RunEvaluation(experiment, folder)
+    if experiment.source.pictures is experiment.source.info:
+        return {False: plain, True: plain}
+    return {False: plain, True: RunEvaluation(experiment, folder, decoded=True)}
 
 
 @define(eq=False)
@@ -113,7 +122,8 @@ def metrics(experiment: Experiment) -> dict[str, Metric]:
     for spec in experiment.recipe.evaluate.metrics:
         count = 1 + sum(name.partition("#")[0] == spec.use for name in found)
         name = spec.use if count == 1 else f"{spec.use}#{count}"
-        found[name] = cast("Metric", experiment.make(spec))
+        shown = experiment.source.pictures if spec.component.decoded else experiment.source.info
+        found[name] = cast("Metric", experiment.make(spec, data=shown))
     return found
 
 

@@ -29,13 +29,15 @@ class RunEvaluation:
     Args:
         experiment: The run.
         folder: Where metrics may write files.
+        decoded: Show latents as pictures; see `Metric.decoded`.
 
     Attributes:
         notes: Remarks of the metric that computes.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
+    def __init__(self, experiment: Experiment, folder: Path, *, decoded: bool = False) -> None:
         self.folder = folder
+        self.decoded = decoded
         self.notes: list[str] = []
         self._experiment = experiment
         self._samples: Tensor | None = None
@@ -50,7 +52,10 @@ class RunEvaluation:
     @samples.setter
     def samples(self, x: Tensor) -> None:
         """Set the samples [N, ...] of the next range of seeds."""
-        self._samples = x
+        self._samples = self._shown(x)
+
+    def _shown(self, x: Tensor) -> Tensor:
+        return self._experiment.source.decode(x).float() if self.decoded else x
 
     @property
     def reference(self) -> Tensor:
@@ -59,7 +64,10 @@ class RunEvaluation:
 
     @cached_property
     def _clean(self) -> Batch:
-        x, y = self._experiment.source.clean(self.reference)
+        source = self._experiment.source
+        x, y = source.clean(self.reference)
+        if self.decoded:
+            x = source.dataset.originals(self.reference)
         return Batch(x.float(), y)
 
     @property
@@ -76,12 +84,15 @@ class RunEvaluation:
     def data(self) -> Tensor:
         """Training samples as the model saw them [M, ...]."""
         source = self._experiment.source
-        return source.batch(self.reference).x.float() if source.corruptions else self.clean
+        if not source.corruptions:
+            return self.clean
+        return self._shown(source.batch(self.reference).x.float())
 
     @property
     def info(self) -> DataInfo:
         """Description of the data."""
-        return self._experiment.source.info
+        source = self._experiment.source
+        return source.pictures if self.decoded else source.info
 
     @property
     def fingerprint(self) -> str:

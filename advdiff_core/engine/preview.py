@@ -16,7 +16,10 @@ SHOWN = 16
 
 
 def preview(experiment: Experiment) -> dict[str, Tensor]:
-    """Clean data, data as the model sees them, samples: by caption, each [N, ...] on the CPU."""
+    """Clean data, data as the model sees them, samples: by caption, each [N, ...] on the CPU.
+
+    Latents are decoded.
+    """
     sample = experiment.recipe.sample
     count = sample.images if sample else SHOWN
     source = experiment.source
@@ -26,4 +29,4 @@ def preview(experiment: Experiment) -> dict[str, Tensor]:
         rows["training data"] = source.batch(indices).x
     if sample:
         rows["samples"] = generate(experiment, range(count)).x0
-    return {caption: x.float().cpu().contiguous() for caption, x in rows.items()}
+    return {caption: source.decode(x).float().cpu().contiguous() for caption, x in rows.items()}

@@ -39,6 +39,11 @@ class Source:
         corruptions: Applied in order after the conversion to `domain`.
         domain: Domain values are converted to; None keeps the dataset's own.
         bad: What to do with unreadable samples.
+
+    Attributes:
+        info: Description of the samples.
+        pictures: Description of what `decode` makes of them; `info` where they are shown as they
+            are.
     """
 
     def __init__(
@@ -58,7 +63,12 @@ class Source:
         self.info = DataInfo(
             shape=native.shape, count=native.count, domain=self.domain, classes=native.classes
         )
+        self.pictures = dataset.pictures or self.info
         self.skipped: set[int] = set()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Samples [B, ...] as pictures; see `Dataset.decode`."""
+        return self.dataset.decode(x)
 
     def clean(self, indices: Tensor) -> Batch:
         """Samples [B, ...] at `indices` [B] without corruption, in the run's domain."""

@@ -125,7 +125,7 @@ class Synthesis:
 
     def facts(self) -> dict[str, Any]:
         """How the images are made: the same facts, the same images."""
-        recipe, info = self.trained.recipe, self.trained.info
+        recipe, info = self.trained.recipe, self.pictures
         return {
             "run": self.trained.rundir.path.name,
             "nimg": self.trained.nimg,
@@ -141,11 +141,16 @@ class Synthesis:
             "select": self.job.select,
         }
 
+    @property
+    def pictures(self) -> Any:
+        """Description of the images: the data's, or what latents are decoded to."""
+        return self.trained.experiment.source.pictures
+
     def _average(self) -> dict[str, int]:
         return {} if self.ema is None else {"ema": self.ema}
 
     def _check(self) -> None:
-        info = self.trained.info
+        info = self.pictures
         if self.trained.recipe.sample is None:
             raise UsageError("this recipe has no denoiser to sample", code="R10", where="sample")
         if not info.is_image or info.domain is None:
@@ -232,7 +237,8 @@ class Synthesis:
             message = f"{int(bad.sum())} of {len(bad)} samples are not finite, first seed {first}"
             fix = "train longer or with a lower rate"
             raise NumericsError(message, code="E22", where=str(self.folder), fix=fix)
-        domain = self.trained.info.domain
+        x0 = self.trained.experiment.source.decode(x0)
+        domain = self.pictures.domain
         levels = ((x0 - domain.low) / domain.span * 255).round().clamp(0, 255)
         return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 

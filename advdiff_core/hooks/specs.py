@@ -126,7 +126,10 @@ class HookSpecs:
 
     @_hookspec
     def images_ready(self, run: RunInfo, nimg: int, images: Mapping[str, Tensor]) -> None:
-        """Rows of images by caption, each [N, ...] on the CPU in the data's domain."""
+        """Rows of images by caption, each [N, ...] on the CPU in the data's domain.
+
+        Latents are decoded, to [-1, 1].
+        """
 
     @_hookspec
     def checkpoint_saved(self, run: RunInfo, nimg: int, path: Path) -> None:

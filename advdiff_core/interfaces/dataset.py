@@ -37,6 +37,29 @@ class Dataset(Component):
     def fingerprint(self) -> str:
         """Digest of names, sizes and sampled contents; changes when the data do."""
 
+    @property
+    def pictures(self) -> DataInfo | None:
+        """What `decode` makes, in the domain [-1, 1]; None for samples shown as they are."""
+        return None
+
+    def decode(self, x: Tensor) -> Tensor:
+        """What a person or a metric of images looks at, for samples that are no images.
+
+        Args:
+            x: Samples [B, ...] in the data's domain, for example latents.
+
+        Returns:
+            Images [B, C, H, W] on the CPU as `pictures` describes; `x` itself by default.
+        """
+        return x
+
+    def originals(self, indices: Tensor) -> Tensor:
+        """Pictures [B, C, H, W] of the samples at `indices` [B]: what metrics call real.
+
+        By default the samples, decoded; a dataset that encodes images gives the images.
+        """
+        return self.decode(self.batch(indices).x)
+
     def order(
         self, position: int, size: int, *, batch: int, key: tuple[object, ...]
     ) -> Tensor | None:

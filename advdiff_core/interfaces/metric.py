@@ -83,9 +83,12 @@ class Metric(Component):
         needs_samples: False for numbers of the networks alone, such as a classifier's accuracy;
             they are computed once, also for recipes that cannot be sampled, and `samples` must
             not be asked for.
+        decoded: Of latents it sees the pictures: decoded samples, real images, their description.
+            False for numbers of the samples as the networks see them.
     """
 
     needs_samples: ClassVar[bool] = True
+    decoded: ClassVar[bool] = True
 
     @abstractmethod
     def protocol(self) -> Mapping[str, object]:

@@ -16,7 +16,8 @@ class ModuleComponent(nn.Module, Component):
     """Base of components with parameters: `super().__init__(settings, build)` first, then layers.
 
     The core builds it under a random state keyed by seed and place in the recipe, so layers may use
-    torch's own initialisation; adding another component never changes the weights drawn here.
+    torch's own initialisation; adding another component never changes the weights drawn here. A
+    player trains every parameter but those that the constructor left with `requires_grad = False`.
     """
 
     def __init__(self, settings: Any, build: Build) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Frechet(Metric):
     Features of a trained network come from a role, `[models.judge]` with `init = "runs/..."` and
     `frozen = true` if it is not the run's own.
     """
+
+    decoded: ClassVar[bool] = False
 
     @settings
     class Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 
@@ -20,6 +21,8 @@ class SlicedWasserstein(Metric):
     `sliced_wasserstein`: samples to the reference. `sliced_wasserstein_data`: the data as the model
     saw them to the clean ones, what samples have to beat.
     """
+
+    decoded: ClassVar[bool] = False
 
     @settings
     class Settings:

@@ -159,6 +159,7 @@ def _write(folder: Path, trained: Trained, made: SampleSet) -> dict[str, Any]:
     from advdiff_core.engine.fsio import make_dirs, write_atomic
     from advdiff_core.hooks.pictures import rows_png
 
+    source = trained.experiment.source
     tensors = {"samples": made.x0, "seeds": torch.tensor(made.seeds)}
     if made.labels is not None:
         tensors["labels"] = made.labels
@@ -170,7 +171,8 @@ def _write(folder: Path, trained: Trained, made: SampleSet) -> dict[str, Any]:
     facts = _facts(trained, made)
     make_dirs(folder)
     caption = f"samples, {made.nfe} NFE, {trained.nimg:,} images"
-    write_atomic(files["picture"], rows_png([(caption, made.x0[:SHOWN])], trained.info.domain))
+    shown_first = source.decode(made.x0[:SHOWN])
+    write_atomic(files["picture"], rows_png([(caption, shown_first)], source.pictures.domain))
     write_atomic(files["tensors"], save(tensors))
     write_atomic(files["facts"], strict_json.dumps(facts))
     return {**facts, "out": folder, "files": files}

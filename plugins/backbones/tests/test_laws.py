@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
 from advdiff_core.testing import Example, laws
 from advdiff_core.types import DataInfo, Domain
 
@@ -32,6 +39,21 @@ ADM = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4], "he
 DDPMPP = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4]}
 DIT = {"width": 16, "depth": 2, "heads": 2}
 LABELS = {"conditional": True, "dropout": 0.1, "label_dropout": 0.1}
+
+
+def latents(folder: Path) -> dict[str, Any]:
+    """Twelve pictures of three classes, and a tiny autoencoder of random weights."""
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 3, 8, 8), dtype=np.uint8)
+    np.savez(folder / "data.npz", x=pixels, y=np.arange(12) % 3)
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8), norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    vae.save_pretrained(folder / "vae")
+    images = {"use": "tensor-file", "path": str(folder / "data.npz"), "images": "x", "labels": "y"}
+    return {"images": images, "vae": str(folder / "vae"), "device": "cpu"}
+
 
 EXAMPLES = {
     "backbone:adm-unet": [
@@ -98,6 +120,10 @@ EXAMPLES = {
     "backbone:wide-resnet": [
         {"depth": 10, "width": 1},
         Example(settings={"depth": 10, "width": 1, "activation": "relu"}, data=ODD),
+    ],
+    "dataset:latent": [
+        latents,
+        lambda folder: {**latents(folder), "posterior": "sample", "cache": str(folder / "kept")},
     ],
 }  # fmt: skip
 

@@ -86,10 +86,10 @@ def _read_config(cls: Any, config: Any, build: Build) -> Any:
     try:
         return cls.load_config(config.path, subfolder=config.subfolder or None)
     except Exception as error:
-        raise _unreadable(config.path, error, build) from error
+        raise _unreadable(config.path, error, build, "path") from error
 
 
-def pretrained(cls: Any, path: str, subfolder: str, build: Build) -> Any:
+def pretrained(cls: Any, path: str, subfolder: str, build: Build, *, key: str = "path") -> Any:
     """A model of diffusers with its weights, which are read from safetensors alone.
 
     Args:
@@ -97,6 +97,7 @@ def pretrained(cls: Any, path: str, subfolder: str, build: Build) -> Any:
         path: Folder or hub repository.
         subfolder: Folder inside of it; "" for none.
         build: What the component is told.
+        key: Key of the recipe that holds `path`.
 
     Raises:
         DataError: D01 if nothing can be read there.
@@ -106,14 +107,14 @@ def pretrained(cls: Any, path: str, subfolder: str, build: Build) -> Any:
             path, subfolder=subfolder or None, use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:
-        raise _unreadable(path, error, build) from error
+        raise _unreadable(path, error, build, key) from error
 
 
-def _unreadable(path: str, error: Exception, build: Build) -> DataError:
+def _unreadable(path: str, error: Exception, build: Build, key: str) -> DataError:
     text = " ".join(str(error).split())
     kind = "folder" if Path(path).is_dir() else "folder or reachable hub repository"
     fix = (
         "put config.json and the .safetensors file of the network into a folder and write its path"
     )
     message = f"cannot read the {kind} {path}: {type(error).__name__}: {text}"
-    return DataError(message, code="D01", where=f"{build.path}.path", fix=fix)
+    return DataError(message, code="D01", where=f"{build.path}.{key}", fix=fix)
