@@ -72,8 +72,13 @@ class Command:
         return shlex.split(self.text, comments=True)
 
 
+def is_record(page: Path) -> bool:
+    """True for what a script wrote about a run of its own: to repeat it is to run that script."""
+    return page.is_relative_to(ROOT / "docs") and page.parent.name in ("benchmarks", "results")
+
+
 def pages() -> list[Path]:
-    """README and every page but those made from the components."""
+    """README and every page but those made from the components; records among them."""
     made = {"reference", "_build"}
     docs = [path for path in ROOT.glob("docs/**/*.md") if not made & set(path.parts)]
     readmes = [*ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/**/README.md")]

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_pages import ROOT, SHELL, Block, Command, blocks_of, commands_of, pages, shows
+from helpers_pages import (
+    ROOT,
+    SHELL,
+    Block,
+    Command,
+    blocks_of,
+    commands_of,
+    is_record,
+    pages,
+    shows,
+)
 from helpers_tours import Server, Tour, clear, left_out, not_run
 
 RUN = (*SHELL, "toml", "python")
 
 
 def runnable(page: Path) -> list[Block]:
-    """Blocks of a page that do something."""
-    return [block for block in blocks_of(page) if block.language in RUN]
+    """Blocks of a page that do something; records of runs do nothing."""
+    return [] if is_record(page) else [block for block in blocks_of(page) if block.language in RUN]
 
 
 def name(page: Path) -> str:
@@ -47,6 +58,17 @@ def test_what_is_not_run_is_still_there() -> None:
     assert set(not_run()) == {left_out(one) for one in commands} - {None}
     reasons = [*not_run().values(), *(b.notes["skip"] for b in blocks if "skip" in b.notes)]
     assert [reason for reason in reasons if len(reason.split()) < 3] == []
+
+
+def test_records_name_the_script_that_wrote_them() -> None:
+    """Nothing escapes the tests by lying in their folder."""
+    records = [page for page in pages() if is_record(page)]
+    assert len(records) >= 4
+    for page in records:
+        wrote = re.search(r"^Written by `(?:python -m )?([\w./]+)", page.read_text("utf-8"), re.M)
+        assert wrote, page
+        path = wrote[1] if wrote[1].endswith(".py") else wrote[1].replace(".", "/")
+        assert (ROOT / path).exists()
 
 
 PAGE = ROOT / "docs" / "page.md"
