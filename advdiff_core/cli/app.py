@@ -20,6 +20,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Prepare a recipe": {
         "new": "Copy a recipe that a plugin ships; without arguments, list them.",
         "check": "Find every fault in a recipe, without starting anything.",
+        "data": "Show what a recipe's model will see: a picture and statistics.",
         "plan": "Say what one training step runs and costs.",
         "explain": "Describe a component and its settings.",
         "import": "Take over a checkpoint of another program, as safetensors.",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from attrs import define, evolve, field
 from torch import nn
 
-from advdiff_core.draws import keyed_generator
 from advdiff_core.engine.augment import Pipeline, check_roles
 from advdiff_core.engine.compute import choose_compute
 from advdiff_core.engine.distributed import World
@@ -18,14 +15,12 @@ from advdiff_core.engine.ema import Ema, EmaRule
 from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.initial import load_init
 from advdiff_core.engine.lr import LearningRate
+from advdiff_core.engine.parts import Maker, data_parts, make
 from advdiff_core.engine.players import Player, Term
-from advdiff_core.engine.source import BadSamples, Source
-from advdiff_core.errors import AdvdiffError, PluginError
+from advdiff_core.engine.source import Source
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
-from advdiff_core.interfaces.augmentation import Augmentation
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
-from advdiff_core.interfaces.dataset import Corruption, Dataset
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
@@ -36,9 +31,9 @@ from advdiff_core.settings import Spec
 from advdiff_core.step.denoiser import Wear
 from advdiff_core.step.plan import Plan
 from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
-from advdiff_core.types import DataInfo, Domain
+from advdiff_core.types import DataInfo
 
-__all__ = ["Experiment", "assemble", "bare_role", "make"]
+__all__ = ["Experiment", "assemble", "bare_role"]
 
 
 @define(kw_only=True, eq=False)
@@ -84,46 +79,6 @@ class Experiment:
         return make(spec, self.build if data is None else evolve(self.build, data=data))
 
 
-@define(kw_only=True)
-class _Assembler:
-    recipe: Recipe
-    build: Build = field(factory=Build)
-    inits: dict[str, dict[str, str]] = field(factory=dict)
-
-    def make(self, spec: Spec) -> Component:
-        return make(spec, self.build)
-
-
-def make(spec: Spec, build: Build) -> Component:
-    """Build one component under a keyed random state.
-
-    Raises:
-        PluginError: P13 if its constructor fails, naming component, distribution and cause.
-    """
-
-    def nested(inner: Spec) -> Component:
-        return make(inner, told)
-
-    told = evolve(build, path=spec.path, make=nested)
-    try:
-        with _keyed_init(build.seed, spec.path):
-            made = spec.component(spec.settings, told)
-    except AdvdiffError:
-        raise
-    except Exception as cause:
-        message = f"{spec.kind} {spec.use!r} could not be built: {type(cause).__name__}: {cause}"
-        owner = f"{spec.distribution} {spec.version}".strip()
-        raise PluginError(message, code="P13", where=f"{spec.path} ({owner})") from cause
-    return cast("Component", made)
-
-
-@contextmanager
-def _keyed_init(seed: int, path: str) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed_generator(seed, path, "init").initial_seed())
-        yield
-
-
 def assemble(
     recipe: Recipe, *, world: World | None = None, device: str | None = None
 ) -> Experiment:
@@ -138,12 +93,9 @@ def assemble(
         PluginError: If a component cannot be built or queries do not fit.
         DataError: If data or initial weights are missing or damaged.
     """
-    maker = _Assembler(recipe=recipe, build=Build(seed=recipe.run.seed))
-    source = _data(maker)
-    maker.build = evolve(maker.build, data=source.info)
-    augment = _augmentations(maker)
-    schedule = cast("NoiseSchedule", maker.make(recipe.schedule.spec))
-    maker.build = evolve(maker.build, schedule=schedule)
+    maker = Maker(recipe=recipe, build=Build(seed=recipe.run.seed))
+    parts = data_parts(maker)
+    source, augment, schedule = parts.source, parts.augment, parts.schedule
     compute = choose_compute(recipe.run, source.info, world or World(), device=device)
     roles = _roles(maker, schedule)
     check_roles(augment, roles, source.info)
@@ -171,29 +123,7 @@ def assemble(
     )  # fmt: skip
 
 
-def _data(maker: _Assembler) -> Source:
-    data = maker.recipe.data
-    dataset = cast("Dataset", maker.make(data.spec))
-    bad = BadSamples(on_bad=data.on_bad, limit=data.max_bad)
-    wanted = Domain(*data.domain) if data.domain else None
-    plain = Source(dataset, domain=wanted, bad=bad)
-    maker.build = evolve(maker.build, data=plain.info)
-    corruptions = [cast("Corruption", maker.make(spec)) for spec in data.corrupt]
-    return Source(dataset, corruptions=corruptions, domain=wanted, bad=bad)
-
-
-def _augmentations(maker: _Assembler) -> Pipeline:
-    parts: list[tuple[str, Augmentation]] = []
-    for spec in maker.recipe.data.augment:
-        # The name, not the place in the list, keys the numbers: others may be put before it.
-        count = sum(name.partition("#")[0] == spec.use for name, _ in parts)
-        name = f"{spec.use}#{count + 1}" if count else spec.use
-        parts.append((name, cast("Augmentation", maker.make(spec))))
-    run = maker.recipe.run
-    return Pipeline(parts=tuple(parts), seed=run.seed, batch=run.batch)
-
-
-def _roles(maker: _Assembler, schedule: NoiseSchedule) -> dict[str, Role]:
+def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     recipe = maker.recipe
     owners = {role: name for name, player in recipe.players.items() for role in player.models}
@@ -243,13 +173,8 @@ def bare_role(recipe: Recipe, role: str) -> tuple[nn.Module, Build]:
     """
     model: Any = recipe.models[role]
     alone = evolve(model, init=None, compile=False)
-    maker = _Assembler(
-        recipe=evolve(recipe, models={role: alone}), build=Build(seed=recipe.run.seed)
-    )
-    maker.build = evolve(maker.build, data=_data(maker).info)
-    schedule = cast("NoiseSchedule", maker.make(recipe.schedule.spec))
-    maker.build = evolve(maker.build, schedule=schedule)
-    module = _roles(maker, schedule)[role].module
+    maker = Maker(recipe=evolve(recipe, models={role: alone}), build=Build(seed=recipe.run.seed))
+    module = _roles(maker, data_parts(maker).schedule)[role].module
     return module, maker.build
 
 
@@ -281,7 +206,7 @@ def _place(module: nn.Module, device: torch.device, *, channels_last: bool) -> N
         module.to(memory_format=torch.channels_last)
 
 
-def _views(maker: _Assembler) -> dict[str, ViewDecl]:
+def _views(maker: Maker) -> dict[str, ViewDecl]:
     declared = {name: ViewDecl(name) for name in ROOTS}
     infos = {name: ViewInfo(base=None, root=name) for name in ROOTS}
     waiting = dict(maker.recipe.views)
@@ -303,7 +228,7 @@ def _views(maker: _Assembler) -> dict[str, ViewDecl]:
     return declared
 
 
-def _players(maker: _Assembler, scene: Scene) -> tuple[Player, ...]:
+def _players(maker: Maker, scene: Scene) -> tuple[Player, ...]:
     players = []
     for name, player in maker.recipe.players.items():
         terms = tuple(_term(maker, key, scene) for key in sorted(player.terms))
@@ -327,7 +252,7 @@ def _players(maker: _Assembler, scene: Scene) -> tuple[Player, ...]:
     return tuple(players)
 
 
-def _term(maker: _Assembler, name: str, scene: Scene) -> Term:
+def _term(maker: Maker, name: str, scene: Scene) -> Term:
     declared = maker.recipe.terms[name]
     module = cast("LossTerm", maker.make(declared.spec))
     module.to(scene.compute.device)

@@ -34,9 +34,10 @@ def first_steps(recipe: Path) -> dict[str, Any]:
     Raises:
         AdvdiffError: If the recipe is refused, its data are missing, or a step fails.
     """
-    trainer = Trainer(
-        assemble(load_recipe(recipe, OVERRIDES)), world=World(), ticks=None, stop=StopFlag()
-    )  # type: ignore[arg-type]
+    # Steps are taken one by one: nothing ticks.
+    ticks: Any = None
+    experiment = assemble(load_recipe(recipe, OVERRIDES))
+    trainer = Trainer(experiment, world=World(), ticks=ticks, stop=StopFlag())
     for _ in range(STEPS):
         trainer.train_step()
     roles = trainer.scene.roles

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import cast
 
 from advdiff_core.discovery import Catalogue
-from advdiff_core.engine.assemble import bare_role, make
+from advdiff_core.engine.assemble import bare_role
 from advdiff_core.engine.importing.run import Target
+from advdiff_core.engine.parts import make
 from advdiff_core.errors import RecipeError, UsageError, nearest
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build
