@@ -27,6 +27,7 @@ from advdiff_core.engine.importing.golden import Golden, check_golden, make_gold
 from advdiff_core.engine.importing.run import Target, import_checkpoint
 from advdiff_core.engine.importing.target import named_target, role_target
 from advdiff_core.engine.initial import load_init
+from advdiff_core.engine.manifest import read_manifest
 from advdiff_core.errors import DataError, StorageError, UsageError
 from advdiff_core.recipe import load_recipe, recipe_from_dict
 from advdiff_core.types import DataInfo, Domain
@@ -413,6 +414,21 @@ def test_training_starts_from_imported_weights_and_the_lock_names_them(
         train(frozen, out=tmp_path / "runs")
     assert (caught.value.code, caught.value.where) == ("S11", "models.student.init")
     assert caught.value.fix.endswith("remove [lock.init.student] from the recipe")
+
+
+def test_the_lock_names_a_run_that_weights_were_taken_from(tmp_path: Path) -> None:
+    """By the digest of its checkpoint: a run that went on meanwhile is another beginning."""
+    tables = {
+        "run": {"images": 8, "batch": 4}, "data": {"use": "two-moons", "count": 8},
+        "models": {"student": {"use": "mlp", "width": 8}}, "terms": {"denoise": {"use": "denoise"}},
+        "sample": {"use": "ddim", "steps": 2, "images": 2},
+    }  # fmt: skip
+    first = train(recipe_from_dict(tables), out=tmp_path / "runs").run
+    tables["models"]["student"]["init"] = str(first)
+    second = train(recipe_from_dict(tables), out=tmp_path / "runs").run
+    found = load_recipe(second / "recipe.lock.toml").locked["student"]
+    manifest = read_manifest(first / "checkpoints" / "8")
+    assert found == {"path": str(first), "kind": "run", "sha256": manifest.digest}
 
 
 def test_golden_forward_names_noise_levels_that_differ(taken: Path) -> None:
