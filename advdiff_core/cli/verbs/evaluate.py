@@ -30,7 +30,7 @@ def command(
 
     \b
     advdiff evaluate runs/00001-digits
-    advdiff evaluate runs/00001-digits -s evaluate.metrics='[{use="frechet"}]' -s evaluate.repeats=3
+    advdiff evaluate runs/00001-digits -s evaluate.metrics='[{use="frechet"}]'
 
     Samples as the table [evaluate] of the run's recipe says, and stores every number with its
     protocol in RUN/evaluation.json. With -s the run is measured in another way: keys of evaluate,
