@@ -366,3 +366,10 @@ def test_checkpointing_changes_no_gradient(variant):
         gradients.append([p.grad for p in net.parameters()])
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_weights_are_translated():
+    """Names as the library writes them, and as a checkpoint of advdiff does, load strictly."""
+    net, other = made("DiT"), made("DiT")
+    other.load_state_dict(net.translate(net.net.state_dict()))
+    other.load_state_dict(net.translate(net.state_dict()))

@@ -246,3 +246,10 @@ def test_bad_files_of_weights_are_refused(tmp_path, file, content, words):
         made("test_resnet", weights=path)
     assert caught.value.code == "D01"
     assert words in str(caught.value)
+
+
+def test_plain_weights_are_translated():
+    """Names as the library writes them, and as a checkpoint of advdiff does, load strictly."""
+    net, other = made("test_resnet"), made("test_resnet")
+    other.load_state_dict(net.translate(net.net.state_dict()))
+    other.load_state_dict(net.translate(net.state_dict()))

@@ -153,6 +153,11 @@ class DiffusersFamily(Backbone):
         variance = out[:, channels:] if out.shape[1] == 2 * channels else None
         return BackboneOutput(out[:, :channels], found, variance)
 
+    def translate(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights under diffusers's own names, any shape, as this network names them: `net.<name>`."""
+        own = self.net.state_dict()
+        return {f"net.{name}" if name in own else name: t for name, t in state.items()}
+
     def _told(self, x: Tensor, c_noise: Tensor | None, labels: Tensor | None) -> Conditions:
         low, high = self.build.c_noise
         first, last = self.kind.timesteps

@@ -145,6 +145,11 @@ class TimmFamily(Backbone):
                 found[name] = value
         return BackboneOutput(out, found)
 
+    def translate(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights under timm's own names, any shape, as this network names them: `net.<name>`."""
+        own = self.net.state_dict()
+        return {f"net.{name}" if name in own else name: t for name, t in state.items()}
+
     def _entering(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] of the model's size, normalised."""
         if self._size != self._data_size:
