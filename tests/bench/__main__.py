@@ -9,7 +9,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-SUITES = ("step", "precision", "startup")
+SUITES = ("step", "precision", "startup", "data")
 
 
 def main() -> None:
