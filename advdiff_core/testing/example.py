@@ -26,6 +26,7 @@ class Example:
         views: Views that its queries name, where the laws' own do not do.
         order: Samplers only: the order of convergence that it claims.
         best: Metrics only: values of its numbers if samples, clean and training data are the same.
+        symmetric: Metrics only: names of numbers that stay where samples and data change places.
     """
 
     settings: Mapping[str, Any] = field(factory=dict)
@@ -33,6 +34,7 @@ class Example:
     models: Mapping[str, Model] = field(factory=dict)
     views: Mapping[str, Moved] = field(factory=dict)
     best: Mapping[str, float] = field(factory=dict)
+    symmetric: tuple[str, ...] = ()
     order: int | None = None
 
 

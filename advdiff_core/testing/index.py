@@ -96,6 +96,7 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "order-does-not-matter",
             "repeats-itself",
             "best-on-equal-sets",
+            "symmetric-as-claimed",
         ),
         "noise_schedule": (
             "log-snr-falls",

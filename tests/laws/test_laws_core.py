@@ -62,12 +62,14 @@ EXAMPLES = {
     "dataset:tensor-file": [tensor_file],
     "loss_term:denoise": [{}, {"space": "v", "weighting": "min-snr"}, {"weighting": "p2"}],
     "metric:frechet": [
-        Example(best={"frechet": 0.0, "frechet_data": 0.0}),
+        Example(best={"frechet": 0.0, "frechet_data": 0.0}, symmetric=("frechet",)),
         Example(settings={**TAP, "against": "data"}, best={"frechet_to_data_student_hidden": 0.0}),
     ],
     "metric:plane-distance": [Example(best=PLANE), Example(settings={"normal": [1.0, 2.0]})],
     "metric:residual-noise": [Example(best=NO_NOISE), {"estimator": "mad"}],
-    "metric:sliced-wasserstein": [Example(best={"sliced_wasserstein": 0.0})],
+    "metric:sliced-wasserstein": [
+        Example(best={"sliced_wasserstein": 0.0}, symmetric=("sliced_wasserstein",))
+    ],
     "noise_schedule:vp-cosine": [{}, {"num_steps": 0}],
     "noise_schedule:vp-linear": [{}, {"num_steps": 0}, {"num_steps": 7}],
     "optimizer:torch:Muon": [{}],

@@ -268,6 +268,15 @@ class PairsByPosition(Distance):
         return (samples - clean).flatten(1).norm(dim=1).double().mean()
 
 
+@planted("symmetric-as-claimed", "sets exchanged", "symmetric", symmetric=("distance",))
+class OneSided(Distance):
+    """Divides by the spread of one set alone."""
+
+    def distance(self, samples, clean):
+        """Whitened by the data."""
+        return super().distance(samples, clean) / clean.double().std()
+
+
 @planted("finite-numbers", "nan", "finite number")
 class LogOfZero(Distance):
     """A logarithm that may be of a negative number."""

@@ -148,3 +148,21 @@ def best_on_equal_sets(subject: Subject, world: World, seed: int) -> None:
                 wanted=best,
                 mend="compare samples with the clean data, by the same rule on both",
             )
+
+
+@law("symmetric-as-claimed", world=worlds, seed=seeds())
+def symmetric_as_claimed(subject: Subject, world: World, seed: int) -> None:
+    """Where an example says that a number is symmetric, samples and data may change places."""
+    if not subject.example.symmetric:
+        message = "no example says what is symmetric: Example(symmetric=(...,))"
+        raise NotApplicable(message)
+    samples, data = sets(world, seed)
+    data = 2 * data + 0.5
+    there, back = (numbers(subject, world, *pair) for pair in ((samples, data), (data, samples)))
+    for name in subject.example.symmetric:
+        if name not in there or not math.isclose(there[name], back[name], rel_tol=1e-4):
+            raise wrong(
+                f"{name} = {there.get(name)}, and {back.get(name)} with the sets exchanged",
+                wanted="the same number, as Example(symmetric=...) says",
+                mend="treat both sets alike, or do not claim it",
+            )
