@@ -20,6 +20,7 @@ from advdiff_core.engine import strict_json
 from advdiff_core.engine.importing import machine, sources, states
 from advdiff_core.engine.importing.sources import open_source
 from advdiff_core.engine.importing.states import find_states, load_state, skeleton
+from advdiff_core.engine.importing.torch_files import Bounded
 from advdiff_core.errors import DataError
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2)}
@@ -160,6 +161,23 @@ def test_import_survives_malformed_pickles(tmp_path: Path, data: bytes) -> None:
     error = refused(tmp_path, data, "bad.pkl")
     assert error.code in ("Q10", "Q01")
     assert time.monotonic() - started < 2
+
+
+def test_import_never_asks_a_file_for_more_than_it_has() -> None:
+    """A buffered file takes memory for whatever count a pickle names, before it reads."""
+
+    asked: list[int] = []
+
+    class Asked(BytesIO):
+        def read(self, count: int | None = -1) -> bytes:
+            asked.append(-1 if count is None else count)
+            return super().read(count)
+
+    file = Bounded(Asked(b"\x80\x04B\xff\xff\xff\x7fabc."))
+    with pytest.raises(DataError):
+        machine.read_pickle(file, where="x")  # type: ignore[arg-type]
+    assert Bounded(Asked(b"abc")).read() == b"abc"
+    assert all(0 <= count <= 20 for count in asked)
 
 
 def test_import_reads_at_most_so_many_instructions(
