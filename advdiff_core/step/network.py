@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from advdiff_core.interfaces.backbone import BackboneOutput
 from advdiff_core.step.denoiser import full_features, precise
-from advdiff_core.step.scene import Role, parameters_frozen
+from advdiff_core.step.scene import Role, parameters_frozen, statistics_kept
 from advdiff_core.types import Cost, Prediction
 
 if TYPE_CHECKING:
@@ -138,10 +138,16 @@ class RoleNetwork:
         try:
             with self.step.scene.compute.forward():
                 if self.role.recompute and mode.graph:
-                    return checkpoint(call, *args, use_reentrant=False, **kwargs)
+                    return checkpoint(
+                        call, *args, use_reentrant=False, context_fn=self._contexts, **kwargs
+                    )
                 return call(*args, **kwargs)
         finally:
             restore()
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Around the forward, and around the one that a backward runs again."""
+        return nullcontext(), statistics_kept(self.role.module)
 
     def _frozen_call(self, *, statistics: bool) -> Callable[..., Any]:
         """The forward with its parameters frozen, also when a backward recomputes it."""

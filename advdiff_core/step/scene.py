@@ -17,7 +17,10 @@ from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.interfaces.perturbation import Perturbation
 from advdiff_core.types import Cost, DataInfo
 
-__all__ = ["ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "parameters_frozen"]
+__all__ = [
+    "ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "parameters_frozen",
+    "statistics_kept",
+]  # fmt: skip
 
 #: Views every recipe has: the noised sample and the image itself.
 ROOTS = ("clean", "image")
@@ -171,6 +174,30 @@ def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> 
             parameter.requires_grad_(flag)
         for part in tracking:
             part.track_running_stats = True
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Run a forward again, as a backward that recomputes does, without moving running statistics.
+
+    Unlike `parameters_frozen` it leaves batch norms their buffers: a forward that is run again has
+    to save the tensors that the first one saved.
+
+    Args:
+        module: The network.
+    """
+    norms = [part for part in _parts(module)[1] if part.training and part.track_running_stats]
+    momenta = [part.momentum for part in norms]
+    counts = [None if (n := part.num_batches_tracked) is None else n.clone() for part in norms]
+    try:
+        for part in norms:
+            part.momentum = 0.0
+        yield
+    finally:
+        for part, momentum, count in zip(norms, momenta, counts, strict=True):
+            part.momentum = momentum
+            if part.num_batches_tracked is not None and count is not None:
+                part.num_batches_tracked.copy_(count)
 
 
 #: Parameters and batch norms of networks, whose make-up is fixed for a run: walking a tree of

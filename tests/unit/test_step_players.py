@@ -12,13 +12,14 @@ from advdiff_robustadv.terms import Equivariance
 from advdiff_toys.networks import ToyCritic, ToyNet
 from advdiff_toys.perturbations import ToyFree
 from advdiff_toys.terms import ToyFool, ToyImitate, ToyJudge
-from torch import Tensor
+from torch import Tensor, nn
 
-from advdiff_core import DataInfo, Forward, LossTerm, Scores, Step, X0Hat
+from advdiff_core import Build, DataInfo, Forward, LossTerm, Scores, Step, X0Hat
+from advdiff_core.interfaces.backbone import Backbone, BackboneOutput
 from advdiff_core.step.plan import Plan, rehearse
 from advdiff_core.terms import Denoise
 from advdiff_core.testing.steps import Model, Moved, Stage, StepResult, Turn, build_stage, run_step
-from advdiff_core.types import Cost
+from advdiff_core.types import Cost, TapInfo
 
 DATA = DataInfo(shape=(3,), count=64)
 ORDERS = [("student", "judge"), ("judge", "student")]
@@ -245,3 +246,36 @@ def test_share_off_rehearses_a_forward_per_player() -> None:
     assert rehearse(plan, ["judge", "student"]).roles["student"].forwards == 1
     assert rehearse(plan, ["judge", "student"], share=False).roles["student"].forwards == 2
     assert rehearse(plan, ["judge"]).roles["student"].parameter_backwards == 0
+
+
+class Normed(Backbone):
+    """A batch norm between two linear layers."""
+
+    def __init__(self, settings: object, build: Build) -> None:
+        super().__init__(settings, build)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+
+    @property
+    def taps(self) -> dict[str, TapInfo]:
+        """None."""
+        return {}
+
+    def forward(self, x: Tensor, *_: object, **__: object) -> BackboneOutput:
+        """Output [B, 3] of `x` [B, 3]."""
+        return BackboneOutput(self.net(x), {})
+
+
+def test_recomputed_forwards_move_running_statistics_once() -> None:
+    """Batch norms see one forward, and gradients are those without recomputing."""
+    results = []
+    for recompute in (False, True):
+        made = build_stage(data=DATA, models={"student": Model(Normed, recompute=recompute)})
+        module = made.scene.roles["student"].module.train()
+        grads = run_step(made, [Turn("student", {"denoise": made.make(Denoise)})], points()).grads
+        results.append(({n: b.clone() for n, b in module.named_buffers()}, grads))
+    (kept, grads), (again, same) = results
+    assert kept["net.1.num_batches_tracked"] == again["net.1.num_batches_tracked"] == 1
+    for name, buffer in kept.items():
+        assert torch.equal(buffer, again[name]), name
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, same[name], rtol=1e-12, atol=1e-15)
