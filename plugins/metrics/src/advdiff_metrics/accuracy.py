@@ -53,6 +53,8 @@ class Accuracy(Metric):
     """
 
     needs_samples = False
+    # A classifier of latents takes latents.
+    decoded = False
 
     @settings
     class Settings:
