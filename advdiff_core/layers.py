@@ -90,7 +90,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
     few = q.device.type == "cpu" and k.shape[-2] <= FEW_POSITIONS
     if kernel == "fused" or (kernel == "auto" and not few):
         # Strided features would silently fall back to the slow kernel that keeps all weights.
-        return F.scaled_dot_product_attention(*(_packed(part) for part in (q, k, v)))
+        return F.scaled_dot_product_attention(_packed(q), _packed(k), _packed(v))
     weights = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     return at_least_fp32(weights).softmax(dim=-1).to(v.dtype) @ v
 
