@@ -165,7 +165,6 @@ def test_import_survives_malformed_pickles(tmp_path: Path, data: bytes) -> None:
 
 def test_import_never_asks_a_file_for_more_than_it_has() -> None:
     """A buffered file takes memory for whatever count a pickle names, before it reads."""
-
     asked: list[int] = []
 
     class Asked(BytesIO):
