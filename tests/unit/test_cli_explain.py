@@ -15,6 +15,7 @@ from advdiff_core.cli import environment, main
 from advdiff_core.cli.example_text import example_of
 from advdiff_core.cli.source_text import citations
 from advdiff_core.discovery import KINDS, Entry, scan
+from advdiff_core.engine import size
 from advdiff_core.errors import RecipeError
 from advdiff_core.recipe import recipe_from_dict
 from advdiff_core.settings import Spec, setting, settings
@@ -28,6 +29,8 @@ MEMBERS = {"torch": "torch:NAdam"}
 def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All that is installed, read anew."""
     monkeypatch.delenv("ADVDIFF_PLUGINS", raising=False)
+    # Counting the parameters of every network takes most of a minute, and has tests of its own.
+    monkeypatch.setattr(size, "default_size", lambda *arguments: None)
     environment.catalogue.cache_clear()
     yield
     environment.catalogue.cache_clear()
