@@ -171,3 +171,12 @@ def test_memorization_says_where_it_cannot_write(tmp_path):
     ) as found:
         made.compute(evaluation)
     assert found.value.code == "S04"
+
+
+def test_nearest_knows_its_own_row_in_every_part(monkeypatch):
+    """Rows compared in parts of 7 give what one part gives."""
+    whole = nearest_of(A, A, same=True)
+    monkeypatch.setattr("advdiff_metrics.neighbours.ROWS", 7)
+    parts = nearest_of(A, A, same=True)
+    torch.testing.assert_close(parts.similarity, whole.similarity)
+    assert parts.row.tolist() == whole.row.tolist()
