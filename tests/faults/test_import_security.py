@@ -17,11 +17,12 @@ from helpers_foreign import HOSTILE, edm_bytes, hostile, torch_bytes, unpickle, 
 
 from advdiff_core.cli import main
 from advdiff_core.engine import strict_json
-from advdiff_core.engine.importing import machine, sources, states
+from advdiff_core.engine.importing import sources, states
 from advdiff_core.engine.importing.sources import open_source
 from advdiff_core.engine.importing.states import find_states, load_state, skeleton
-from advdiff_core.engine.importing.torch_files import Bounded
 from advdiff_core.errors import DataError
+from advdiff_core.pickles import machine
+from advdiff_core.pickles.torch_files import Bounded
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2)}
 

@@ -14,10 +14,10 @@ from helpers_foreign import HOSTILE, edm_bytes, hostile, torch_bytes, watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advdiff_core.engine.importing.machine import read_pickle
 from advdiff_core.engine.importing.states import find_states, load_state, skeleton
-from advdiff_core.engine.importing.torch_files import read_legacy, read_zip
 from advdiff_core.errors import AdvdiffError
+from advdiff_core.pickles.machine import read_pickle
+from advdiff_core.pickles.torch_files import read_legacy, read_zip
 
 MARKER = Path("marker-that-must-not-be-made")
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}

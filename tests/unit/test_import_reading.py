@@ -14,10 +14,10 @@ import torch
 from helpers_foreign import torch_bytes
 from torch import Tensor, nn
 
-from advdiff_core.engine.importing.machine import read_pickle
 from advdiff_core.engine.importing.sources import open_source
 from advdiff_core.engine.importing.states import find_states, load_state
 from advdiff_core.errors import DataError
+from advdiff_core.pickles.machine import read_pickle
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -11,16 +11,16 @@ from typing import Any, BinaryIO
 from attrs import field, frozen
 
 from advdiff_core.engine import strict_json
-from advdiff_core.engine.importing.machine import read_pickle
-from advdiff_core.engine.importing.torch_files import (
+from advdiff_core.engine.safe_read import open_regular, read_bytes
+from advdiff_core.engine.tensor_file import load_tensors
+from advdiff_core.errors import DataError
+from advdiff_core.pickles.machine import read_pickle
+from advdiff_core.pickles.torch_files import (
     LEGACY_MAGIC,
     Bounded,
     read_legacy,
     read_zip,
 )
-from advdiff_core.engine.safe_read import open_regular, read_bytes
-from advdiff_core.engine.tensor_file import load_tensors
-from advdiff_core.errors import DataError
 
 __all__ = ["MAX_FILE", "Source", "open_source"]
 

@@ -11,10 +11,10 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
-from advdiff_core.engine.importing.objects import Inert, Storage, TensorRef
-from advdiff_core.engine.importing.rules import as_array
 from advdiff_core.engine.tensor_file import DTYPES, MAX_TENSORS
 from advdiff_core.errors import DataError, escape
+from advdiff_core.pickles.objects import Inert, Storage, TensorRef
+from advdiff_core.pickles.rules import as_array
 
 __all__ = ["State", "find_states", "load_state", "skeleton"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from advdiff_core.pickles.machine import read_pickle
+from advdiff_core.pickles.rules import as_array
 from advdiff_core.settings import setting, settings
-from advdiff_datasets.arrays_only import load_arrays
 from advdiff_datasets.packed import (
     Packed,
     PackedImages,
@@ -44,7 +46,7 @@ class _Files:
     python: tuple[str, str, Mapping[str, tuple[str, ...]]]
     binary: tuple[str, str, Mapping[str, tuple[str, ...]]]
     label_bytes: int
-    label_key: bytes
+    label_key: str
     classes: int
     torchvision: str
 
@@ -58,7 +60,7 @@ TEN = _Files(
         "cifar-10-batches-bin", "cifar-10-binary.tar.gz",
         {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)},
     ),
-    label_bytes=1, label_key=b"labels", classes=10, torchvision="CIFAR10",
+    label_bytes=1, label_key="labels", classes=10, torchvision="CIFAR10",
 )  # fmt: skip
 HUNDRED = _Files(
     python=(
@@ -68,7 +70,7 @@ HUNDRED = _Files(
         "cifar-100-binary", "cifar-100-binary.tar.gz",
         {"train": ("train.bin",), "test": ("test.bin",)},
     ),
-    label_bytes=2, label_key=b"fine_labels", classes=100, torchvision="CIFAR100",
+    label_bytes=2, label_key="fine_labels", classes=100, torchvision="CIFAR100",
 )  # fmt: skip
 
 
@@ -84,8 +86,8 @@ class _Settings:
 class CIFAR10(PackedImages):
     """60,000 colour photos of 10 kinds of things, 32x32; 50,000 to train on (Krizhevsky 2009).
 
-    Reads the pickled or the binary version, unpacked or not. Pickles are read by a reader that
-    knows arrays and nothing else, so that they cannot run code.
+    Reads the pickled or the binary version, unpacked or not. Pickles are read as data, by a machine
+    that runs nothing.
     """
 
     @settings
@@ -192,7 +194,7 @@ def _from_binary(files: _Files, path: Path, raw: bytes) -> Packed:
 
 def _from_pickle(files: _Files, path: Path, raw: bytes) -> Packed:
     """A pickled dict with an array `data` [N, 3072] and a list of labels."""
-    stored = load_arrays(raw, path)
+    stored = read_pickle(io.BytesIO(raw), where=str(path))
     data, labels = _entries(stored, files.label_key, path)
     if data.dtype != torch.uint8 or data.dim() != 2 or data.shape[1] != PIXELS or not len(data):
         message = f"data is {data.dtype} {list(data.shape)}, wanted uint8 [N, {PIXELS}]"
@@ -205,13 +207,14 @@ def _from_pickle(files: _Files, path: Path, raw: bytes) -> Packed:
     return Packed(data.view(-1, 3, 32, 32), y)
 
 
-def _entries(stored: Any, label_key: bytes, path: Path) -> tuple[Tensor, Tensor]:
+def _entries(stored: Any, label_key: str, path: Path) -> tuple[Tensor, Tensor]:
     try:
-        # Images are writable copies: torch warns of arrays that are views of a file.
-        return torch.tensor(stored[b"data"]), torch.tensor(stored[label_key])
-    except (KeyError, TypeError, ValueError, RuntimeError) as cause:
-        key = label_key.decode()
-        message = f"is no CIFAR file: wanted a dict with 'data' and {key!r}"
+        # Keys are strings of Python 2, or bytes if the file was written again.
+        named = {k.decode() if type(k) is bytes else k: v for k, v in stored.items()}
+        # Copies: torch warns of arrays that are views of a file.
+        return torch.tensor(as_array(named["data"])), torch.tensor(named[label_key])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as cause:
+        message = f"is no CIFAR file: wanted a dict with 'data' and {label_key!r}"
         raise fault(path, message) from cause
 
 

@@ -35,7 +35,7 @@ def read_file(path: Path) -> bytes:
 
 
 def digest_of(files: list[Path], root: Path, labels: Tensor | None) -> str:
-    """Digest of names, sizes and labels, and of the beginning of 64 files."""
+    """Digest of names, sizes and labels [N], and of the beginning of 64 files."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())

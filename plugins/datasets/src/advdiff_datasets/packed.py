@@ -92,7 +92,7 @@ def find_files(root: Path, names: Sequence[str], folders: Sequence[str]) -> list
 
 
 def check_labels(y: Tensor, classes: int, path: Path) -> None:
-    """Refuse labels that no class has.
+    """Refuse labels `y` [N] that no class has.
 
     Raises:
         DataError: D03 with the first such label and its place in the file.

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 from attrs import define, field
 
-from advdiff_core.engine.importing.machine import read_pickle, refusal
-from advdiff_core.engine.importing.objects import ITEM_SIZES, Named, Storage
-from advdiff_core.engine.importing.rules import STORAGES
 from advdiff_core.errors import AdvdiffError, DataError
+from advdiff_core.pickles.machine import read_pickle, refusal
+from advdiff_core.pickles.objects import ITEM_SIZES, Named, Storage
+from advdiff_core.pickles.rules import STORAGES
 
 __all__ = ["LEGACY_MAGIC", "Bounded", "read_legacy", "read_zip"]
 

@@ -12,9 +12,9 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeAlias
 
-from advdiff_core.engine.importing.objects import Inert, Named
-from advdiff_core.engine.importing.rules import call, is_known, known_name
 from advdiff_core.errors import AdvdiffError, DataError
+from advdiff_core.pickles.objects import Inert, Named
+from advdiff_core.pickles.rules import call, is_known, known_name
 
 __all__ = ["MAX_STEPS", "PickleMachine", "read_pickle", "refusal"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from advdiff_core.engine.importing.objects import Inert, Named, Storage, TensorRef
 from advdiff_core.errors import DataError
+from advdiff_core.pickles.objects import Inert, Named, Storage, TensorRef
 
 __all__ = ["DTYPES_OF_TORCH", "STORAGES", "as_array", "call", "is_known", "known_name"]
 
@@ -88,7 +88,7 @@ def call(path: str, arguments: tuple[Any, ...], where: str) -> Any:
 
 def _nested_storage(data: Any, *, where: str) -> Any:
     """A storage that was pickled as the bytes of a file of its own, as EDM's are."""
-    from advdiff_core.engine.importing.torch_files import read_legacy
+    from advdiff_core.pickles.torch_files import read_legacy
 
     if type(data) is not bytes:
         raise TypeError("a storage that is no bytes")
@@ -188,6 +188,9 @@ def as_array(inert: Inert) -> np.ndarray[Any, Any]:
         TypeError: If it holds anything but numbers.
     """
     _, shape, kind, fortran, data = inert.state
+    if type(data) is str:
+        # Strings of Python 2 are bytes.
+        data = data.encode("latin-1")
     if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError("its shape is no tuple of sizes")
     flat = np.frombuffer(data, _numpy_dtype(kind))
