@@ -65,7 +65,9 @@ def test_records_name_the_script_that_wrote_them() -> None:
     records = [page for page in pages() if is_record(page)]
     assert len(records) >= 4
     for page in records:
-        wrote = re.search(r"^Written by `(?:python -m )?([\w./]+)", page.read_text("utf-8"), re.M)
+        wrote = re.search(
+            r"^Written by `(?:python (?:-m )?)?([\w./]+)", page.read_text("utf-8"), re.M
+        )
         assert wrote, page
         path = wrote[1] if wrote[1].endswith(".py") else wrote[1].replace(".", "/")
         assert (ROOT / path).exists()
