@@ -6,7 +6,7 @@ A change that should not alter results leaves them as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,19 @@ STEPS = 2
 MEANS, WEIGHTS = 1e-3, 1e-5
 
 
-def first_steps(recipe: Path) -> dict[str, Any]:
+def first_steps(recipe: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Mean losses, gradient norms, a sum over the weights, and passes of the first steps.
 
     Args:
         recipe: The recipe's file; it is run on the CPU in float32, with a batch of 8.
+        overrides: `key=value` texts, for example where its data are.
 
     Raises:
         AdvdiffError: If the recipe is refused, its data are missing, or a step fails.
     """
     # Steps are taken one by one: nothing ticks.
     ticks: Any = None
-    experiment = assemble(load_recipe(recipe, OVERRIDES))
+    experiment = assemble(load_recipe(recipe, [*OVERRIDES, *overrides]))
     trainer = Trainer(experiment, world=World(), ticks=ticks, stop=StopFlag())
     for _ in range(STEPS):
         trainer.train_step()

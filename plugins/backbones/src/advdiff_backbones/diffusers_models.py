@@ -154,7 +154,7 @@ class DiffusersFamily(Backbone):
         return BackboneOutput(out[:, :channels], found, variance)
 
     def translate(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Weights under diffusers's own names, any shape, as this network names them: `net.<name>`."""
+        """Weights under diffusers's own names, any shape, renamed `net.<name>`."""
         own = self.net.state_dict()
         return {f"net.{name}" if name in own else name: t for name, t in state.items()}
 
