@@ -23,8 +23,8 @@ __all__ = ["PUBLIC", "dependencies", "docstrings"]
 #: What plugins may import of the core, beside names of its root. The import contracts of the
 #: first-party plugins say the same.
 PUBLIC = (
-    "draws", "errors", "hooks.specs", "images", "interfaces", "layers", "math", "settings",
-    "step.queries", "types",
+    "draws", "errors", "hooks.specs", "images", "interfaces", "layers", "math", "pickles",
+    "settings", "step.queries", "types",
 )  # fmt: skip
 #: Come with the core: its interfaces are made of them.
 GIVEN = frozenset({CORE, "torch", "attrs"})

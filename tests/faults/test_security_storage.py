@@ -30,6 +30,29 @@ ATTRIBUTES = {
     ("shutil", "unpack_archive"),
 }  # fmt: skip
 
+#: What looks like one of these and is none, with the reason.
+ALLOWED = {
+    (
+        "kit/build.py",
+        "archive.extractall()",
+    ): "unpacks the wheel that was just built from the user's folder",
+    ("advdiff_metrics/extractor.py", "extractor.extract()"): "takes features of images",
+    (
+        "advdiff_metrics/files.py",
+        "torch.load()",
+    ): "with weights_only=True written out: EfficientNet-Lite0",
+    ("advdiff_datasets/webshards.py", "tarfile.open()"): "reads heads; nothing is unpacked",
+    (
+        "advdiff_datasets/cifar.py",
+        "tarfile.open()",
+    ): "reads members into memory; nothing is unpacked",
+}
+
+
+def allowed(path, finding):
+    """Whether a finding is one of those with a reason."""
+    return any(str(path).endswith(end) and finding.endswith(what) for end, what in ALLOWED)
+
 
 def findings(tree):
     """What an AST holds of the things that run code from data, as `line: what`."""
@@ -79,8 +102,17 @@ def test_the_package_runs_no_code_from_data():
         f"{path}:{finding}"
         for path in sources
         for finding in findings(ast.parse(path.read_text(encoding="utf-8")))
+        if not allowed(path, finding)
     ]
     assert found == []
+
+
+def test_every_exception_of_the_scan_is_still_needed():
+    """Q02: a reason without its line is taken out."""
+    sources = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "plugins").glob("*/src/**/*.py")]
+    for end, what in ALLOWED:
+        (path,) = [path for path in sources if str(path).endswith(end)]
+        assert what in {f.partition(": ")[2] for f in findings(ast.parse(path.read_text()))}, end
 
 
 @pytest.mark.parametrize(

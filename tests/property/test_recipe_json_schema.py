@@ -242,6 +242,11 @@ KEYS = st.sampled_from([
 ])  # fmt: skip
 
 
+def fresh(value: Any) -> Any:
+    """A copy: a later edit must not reach what a strategy will draw again."""
+    return copy.deepcopy(value)
+
+
 @st.composite
 def edited(draw: st.DrawFn) -> dict[str, Any]:
     """A recipe with a few edits anywhere: values replaced, copied from elsewhere, taken out."""
@@ -252,12 +257,12 @@ def edited(draw: st.DrawFn) -> dict[str, Any]:
         if kind == 0:
             del parent[path[-1]]
         elif kind == 1:
-            parent[path[-1]] = draw(VALUES)
+            parent[path[-1]] = fresh(draw(VALUES))
         elif kind == 2:
             source = draw(st.sampled_from(list(paths_in(tables))))
-            parent[path[-1]] = copy.deepcopy(at(tables, source))
+            parent[path[-1]] = fresh(at(tables, source))
         elif isinstance(at(tables, path), dict):
-            at(tables, path)[draw(KEYS)] = draw(VALUES)
+            at(tables, path)[draw(KEYS)] = fresh(draw(VALUES))
         if not tables:
             break
     return tables

@@ -116,7 +116,7 @@ def _stored(tmp_path):
 def test_reference_takes_the_place_of_the_data(tmp_path):
     """A stored file gives the same number, and the protocol says whose statistics they are."""
     path, number = _stored(tmp_path)
-    made = metric(FDLite, size=32, reference=str(path))
+    made = metric(FDLite, size=32, reference=path)
     evaluation = FakeEvaluation(samples=images(10, 1), clean=images(3, 5), folder=tmp_path / "x")
     assert made.compute(evaluation) == {"fd_lite": pytest.approx(number, rel=1e-9)}
     told = made.protocol()
@@ -130,22 +130,22 @@ def test_reference_of_another_kind_is_refused(tmp_path):
     with pytest.raises(
         DataError, match=r"has resize 'bicubic, antialias, 32 x 32.*wanted"
     ) as caught:
-        metric(FDLite, size=64, reference=str(path))
+        metric(FDLite, size=64, reference=path)
     assert caught.value.code == "D04"
     assert "leave reference out" in caught.value.fix
     other = DataInfo(shape=(3, 16, 16), count=9, domain=DOMAIN)
     with pytest.raises(DataError, match=r"has shape \[3, 32, 32\], wanted \[3, 16, 16\]"):
-        metric(FDLite, other, size=32, reference=str(path))
+        metric(FDLite, other, size=32, reference=path)
 
 
 def test_reference_that_is_no_such_file_is_refused(tmp_path):
     """Missing, or anything else."""
     with pytest.raises(DataError, match="there is no file") as caught:
-        metric(FDLite, size=32, reference=str(tmp_path / "none"))
+        metric(FDLite, size=32, reference=tmp_path / "none")
     assert caught.value.code == "D01"
     (tmp_path / "text").write_text("no statistics at all, but long enough for a header")
     with pytest.raises(DataError, match="holds no statistics of advdiff-metrics"):
-        metric(FDLite, size=32, reference=str(tmp_path / "text"))
+        metric(FDLite, size=32, reference=tmp_path / "text")
 
 
 @pytest.mark.parametrize(
