@@ -248,6 +248,20 @@ def test_bad_files_of_weights_are_refused(tmp_path, file, content, words):
     assert words in str(caught.value)
 
 
+def test_a_file_that_lacks_tensors_is_refused(tmp_path):
+    """S12: timm would load the rest and leave these random; a missing head is no fault."""
+    state = made("test_resnet").net.state_dict()
+    head = {name: t for name, t in state.items() if not name.startswith("fc.")}
+    save_file(head, tmp_path / "headless.safetensors")
+    made("test_resnet", weights=tmp_path / "headless.safetensors", outputs=10)
+    short = {name: t for name, t in head.items() if not name.startswith("layer3.")}
+    save_file(short, tmp_path / "short.safetensors")
+    with pytest.raises(DataError, match=r"lacks \d+ of \d+ tensors, first layer3") as caught:
+        made("test_resnet", weights=tmp_path / "short.safetensors", outputs=10)
+    assert caught.value.code == "S12"
+    assert caught.value.where.endswith(".weights")
+
+
 def test_plain_weights_are_translated():
     """Names as the library writes them, and as a checkpoint of advdiff does, load strictly."""
     net, other = made("test_resnet"), made("test_resnet")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from advdiff_backbones.classifier import Normalize, image_shape, refusal
+from advdiff_backbones.timm_weights import check_whole
 from advdiff_core.errors import DataError, RecipeError, nearest
 from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
@@ -228,13 +229,16 @@ def _make(config: Any, build: Build, channels: int, size: tuple[int, int]) -> An
     if config.weights is not None:
         options["pretrained_cfg_overlay"] = {"file": str(_weights_file(config, build))}
     try:
-        return timm.create_model(
+        net = timm.create_model(
             config.variant, pretrained=config.pretrained or config.weights is not None, **options
         )
     except (TypeError, AssertionError, ValueError) as error:
         raise _refused(config, build, error) from error
     except Exception as error:
         raise _no_weights(config, build, error) from error
+    if config.weights is not None:
+        check_whole(net, config.weights, f"{build.path}.weights")
+    return net
 
 
 def _options(config: Any, build: Build, channels: int, size: tuple[int, int]) -> dict[str, Any]:
