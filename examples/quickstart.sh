@@ -38,6 +38,9 @@ else:
     print(result["run"])
     for name, value in result["metrics"].items():
         print(f"  {name:32} {value:.4g}", file=sys.stderr)
+    for name, protocol in result.get("protocols", {}).items():
+        words = ", ".join(f"{key} {value}" for key, value in protocol.items())
+        print(f"  {name}: {words}", file=sys.stderr)
 ' <"$result" | {
     read -r run || exit 0
     "$advdiff" report "$run" >/dev/null
