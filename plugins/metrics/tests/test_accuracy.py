@@ -119,7 +119,7 @@ def test_accuracy_of_other_data_comes_in_the_classifiers_range():
             seen.append(x)
             return super().forward((x + 1) / 2, *rest)
 
-    evaluation = FakeEvaluation(modules={"student": _Watch()})
+    evaluation = FakeEvaluation(clean=-2 * x, labels=y, modules={"student": _Watch()})
     made = _nested(_Pixels(x, y))
     assert made.compute(evaluation)["accuracy"] == 0.9
     torch.testing.assert_close(torch.cat(seen), 2 * x - 1)
@@ -127,6 +127,21 @@ def test_accuracy_of_other_data_comes_in_the_classifiers_range():
     assert (told["data"], told["fingerprint"], told["images"]) == ("pixels", "abc", 20)
     assert told["interval"] == "Wilson, 95 %"
     json.dumps(told, allow_nan=False)
+
+
+def test_images_that_were_trained_on_are_counted():
+    """D11: copies are found through another range and rounding to 8 bits; others are not."""
+    levels = torch.randint(0, 256, (6, 3, 2, 2), generator=torch.Generator().manual_seed(0))
+    trained = levels / 127.5 - 1
+    others = trained[:4].flip(3)
+    x = torch.cat([levels[[1, 4]] / 255, (others + 1) / 2])
+    evaluation = FakeEvaluation(
+        clean=trained, labels=torch.zeros(6), modules={"student": _Classifier()}
+    )
+    _nested(_Pixels(x, torch.zeros(6, dtype=torch.int64)), batch=4).compute(evaluation)
+    assert evaluation.notes == [
+        "2 of 6 images are among the 6 training images they were compared with"
+    ]
 
 
 @pytest.mark.parametrize(

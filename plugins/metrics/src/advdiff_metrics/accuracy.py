@@ -18,6 +18,7 @@ from advdiff_core.settings import Spec, setting, settings
 from advdiff_core.types import Batch, Domain
 from advdiff_metrics.faults import refused
 from advdiff_metrics.intervals import wilson
+from advdiff_metrics.overlap import Seen
 
 __all__ = ["Accuracy"]
 
@@ -50,6 +51,7 @@ class Accuracy(Metric):
     `accuracy`, `accuracy_low` and `accuracy_high` (the ends of the interval), `accuracy_top5` where
     there are more than five classes, and `cross_entropy`, the mean loss in nats, lower is better.
     On the training data, if `data` is left out, all names begin with `train_`. Nothing is sampled.
+    The protocol says how many of the images are training images, too.
     """
 
     needs_samples = False
@@ -109,8 +111,11 @@ class Accuracy(Metric):
     def compute(self, evaluation: Evaluation) -> Mapping[str, float]:
         """Shares in [0, 1] by name, and the loss."""
         module, tally = evaluation.module(self.settings.role), _Tally()
+        seen = self._seen(evaluation)
+        copies = 0
         for start, batch in self._batches(evaluation):
             _add(tally, module, batch, start, evaluation.device)
+            copies += seen.among(batch.x) if seen is not None else 0
         low, high = wilson(tally.first, tally.count, self.settings.confidence)
         found = {
             "accuracy": tally.first / tally.count,
@@ -120,10 +125,21 @@ class Accuracy(Metric):
         }
         if tally.classes > TOP:
             found["accuracy_top5"] = tally.top / tally.count
-        if self._data is not None:
+        if seen is not None:
+            evaluation.note(
+                f"{copies} of {tally.count} images are among the {seen.count} training images "
+                "they were compared with"
+            )
             return found
         evaluation.note(f"{tally.count} training images")
         return {f"train_{name}": value for name, value in found.items()}
+
+    def _seen(self, evaluation: Evaluation) -> Seen | None:
+        """The training images, which images of another dataset may not be."""
+        if self._data is None:
+            return None
+        domain = self.build.data.domain if self.build.data is not None else None
+        return Seen(evaluation.clean, domain)
 
     def _limit(self, count: int) -> int:
         return min(count, self.settings.images or count)
