@@ -101,6 +101,7 @@ def train(
         experiment = assemble(recipe, world=world)
         if resume is None:
             _check_inits(experiment)
+            _check_fingerprint(experiment)
         _check_data(experiment)
         _check_end(experiment)
         if world.any(bool(stop)):
@@ -229,7 +230,9 @@ def _saved(rundir: RunDir, experiment: Experiment, world: World) -> Checkpoint |
 
 def _describe(rundir: RunDir, experiment: Experiment) -> None:
     """Write the frozen recipe and the cost of a step."""
-    rundir.write("recipe.lock.toml", lock_text(experiment.recipe, init=experiment.inits))
+    data = experiment.source.dataset.fingerprint()
+    text = lock_text(experiment.recipe, init=experiment.inits, fingerprint=data)
+    rundir.write("recipe.lock.toml", text)
     rundir.write("plan.json", strict_json.dumps(plan_experiment(experiment).as_json()))
 
 
@@ -241,6 +244,19 @@ def _check_inits(experiment: Experiment) -> None:
             message = f"SHA-256 is {found['sha256']}, it was {locked.get('sha256')} in the lock"
             fix = f"put the old weights back, or remove [lock.init.{role}] from the recipe"
             raise DataError(message, code="S11", where=f"models.{role}.init", fix=fix)
+
+
+def _check_fingerprint(experiment: Experiment) -> None:
+    """Data must be those that a frozen recipe names, unless it was told of others."""
+    recipe = experiment.recipe
+    locked = recipe.locked_data
+    if locked.get("settings") != recipe.data_hash:
+        return
+    found, wanted = experiment.source.dataset.fingerprint(), locked.get("fingerprint")
+    if found != wanted:
+        message = f"the fingerprint is {found[:16]}, it was {str(wanted)[:16]} in the lock"
+        fix = "put the old data back, or remove [lock.data] from the recipe"
+        raise DataError(message, code="D04", where="data", fix=fix)
 
 
 def _check_data(experiment: Experiment) -> None:

@@ -19,7 +19,7 @@ from advdiff_core.recipe.fill import filled, run_name
 from advdiff_core.recipe.hooks import read_hooks
 from advdiff_core.recipe.layers import Layer, dotted
 from advdiff_core.recipe.lines import Key, LineMap
-from advdiff_core.recipe.lock import absent_plugins, lock_notes, locked_inits
+from advdiff_core.recipe.lock import absent_plugins, lock_notes, locked_data, locked_inits
 from advdiff_core.recipe.notes import notes_on
 from advdiff_core.recipe.overrides import apply_overrides
 from advdiff_core.recipe.problems import (
@@ -169,7 +169,10 @@ class _Loader:
         )
         found = [*self.reader.warnings, *notes_on(recipe), *lock_notes(self.tables, recipe)]
         warnings = tuple(self._faults(found))
-        return evolve(recipe, warnings=warnings, locked=locked_inits(self.tables))
+        return evolve(
+            recipe, warnings=warnings, locked=locked_inits(self.tables),
+            locked_data=locked_data(self.tables),
+        )  # fmt: skip
 
     def _faults(self, problems: Iterable[Problem]) -> list[Fault]:
         return sort_faults((as_fault(one, self.layer.places) for one in problems), self.file)

@@ -17,7 +17,8 @@ from advdiff_core.recipe.problems import Problem
 from advdiff_core.recipe.recipe import Recipe
 
 __all__ = [
-    "absent_plugins", "git_state", "lock_notes", "lock_table", "lock_text", "locked_inits",
+    "absent_plugins", "git_state", "lock_notes", "lock_table", "lock_text", "locked_data",
+    "locked_inits",
 ]  # fmt: skip
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}==[A-Za-z0-9][A-Za-z0-9.+!_-]{0,80}")
@@ -28,6 +29,7 @@ def lock_text(
     folder: Path | None = None,
     *,
     init: Mapping[str, Mapping[str, str]] | None = None,
+    fingerprint: str = "",
 ) -> str:
     """The text of `recipe.lock.toml`: every default, and a table `[lock]`.
 
@@ -35,8 +37,11 @@ def lock_text(
         recipe: The recipe.
         folder: Where to look for a git repository; the working directory if left out.
         init: What identifies the initial weights of a role, by role.
+        fingerprint: Digest of the data.
     """
     table = lock_table(recipe, folder)
+    if fingerprint:
+        table["data"] = {"fingerprint": fingerprint, "settings": recipe.data_hash}
     return recipe.dumps({**table, "init": {**init}} if init else table)
 
 
@@ -90,6 +95,13 @@ def locked_inits(tables: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     found = lock.get("init") if isinstance(lock, Mapping) else None
     entries = found if isinstance(found, Mapping) else {}
     return {role: entry for role, entry in entries.items() if isinstance(entry, Mapping)}
+
+
+def locked_data(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `[lock.data]` says of the data; {} if it says nothing."""
+    lock = tables.get("lock")
+    found = lock.get("data") if isinstance(lock, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def lock_notes(tables: Mapping[str, Any], recipe: Recipe) -> Iterator[Problem]:

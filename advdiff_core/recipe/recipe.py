@@ -55,6 +55,7 @@ class Recipe:
         source: Where each key was written, by dotted key; keys that were filled in are missing.
         warnings: What does not stop a run but should be known.
         locked: Of a frozen recipe: path and SHA-256 of the initial weights, by role.
+        locked_data: Of a frozen recipe: fingerprint of the data, and hash of the dataset's keys.
     """
 
     run: Run
@@ -70,6 +71,7 @@ class Recipe:
     source: Mapping[str, Place] = field(factory=dict, eq=False, repr=False)
     warnings: tuple[Fault, ...] = field(default=(), eq=False, repr=False)
     locked: Mapping[str, Mapping[str, Any]] = field(factory=dict, eq=False, repr=False)
+    locked_data: Mapping[str, Any] = field(factory=dict, eq=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe as plain tables: what its TOML text holds."""
@@ -97,14 +99,23 @@ class Recipe:
         """
         tables = self.to_dict()
         tables["run"].pop("name")
-        text = json.dumps(tables, sort_keys=True, ensure_ascii=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _hash(tables)
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 of the dataset's name and keys."""
+        return _hash(plain(self.data.spec))
 
     def specs(self) -> Iterator[Spec]:
         """Every component the recipe names, nested ones included."""
         for one in attrs.fields(Recipe):
             if one.eq:
                 yield from _specs(getattr(self, one.name))
+
+
+def _hash(tables: Mapping[str, Any]) -> str:
+    text = json.dumps(tables, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _specs(value: Any) -> Iterator[Spec]:
