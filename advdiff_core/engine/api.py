@@ -168,7 +168,7 @@ def _ticks(experiment: Experiment, world: World, rundir: RunDir, hooks: Hooks) -
 
 def _facts(experiment: Experiment, world: World) -> dict[str, Any]:
     facts = provenance(experiment.recipe, experiment.scene.compute, world=world.size)
-    return {**facts, "data": experiment.source.dataset.fingerprint()}
+    return {**facts, "data": experiment.source.fingerprint}
 
 
 def _info(experiment: Experiment, rundir: RunDir, nimg: int) -> RunInfo:
@@ -230,7 +230,7 @@ def _saved(rundir: RunDir, experiment: Experiment, world: World) -> Checkpoint |
 
 def _describe(rundir: RunDir, experiment: Experiment) -> None:
     """Write the frozen recipe and the cost of a step."""
-    data = experiment.source.dataset.fingerprint()
+    data = experiment.source.fingerprint
     text = lock_text(experiment.recipe, init=experiment.inits, fingerprint=data)
     rundir.write("recipe.lock.toml", text)
     rundir.write("plan.json", strict_json.dumps(plan_experiment(experiment).as_json()))
@@ -252,7 +252,7 @@ def _check_fingerprint(experiment: Experiment) -> None:
     locked = recipe.locked_data
     if locked.get("settings") != recipe.data_hash:
         return
-    found, wanted = experiment.source.dataset.fingerprint(), locked.get("fingerprint")
+    found, wanted = experiment.source.fingerprint, locked.get("fingerprint")
     if found != wanted:
         message = f"the fingerprint is {found[:16]}, it was {str(wanted)[:16]} in the lock"
         fix = "put the old data back, or remove [lock.data] from the recipe"

@@ -97,7 +97,7 @@ class RunEvaluation:
     @property
     def fingerprint(self) -> str:
         """Digest of the dataset."""
-        return self._experiment.source.dataset.fingerprint()
+        return self._experiment.source.fingerprint
 
     @property
     def device(self) -> torch.device:

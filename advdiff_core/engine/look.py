@@ -95,7 +95,7 @@ def look(recipe: Recipe, num: int) -> DataReport:
         feed.close()
     return DataReport(
         info=parts.source.info, images_per_s=speed, rows=rows,
-        fingerprint=parts.source.dataset.fingerprint(), **_statistics(parts),
+        fingerprint=parts.source.fingerprint, **_statistics(parts),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -65,6 +66,11 @@ class Source:
         )
         self.pictures = dataset.pictures or self.info
         self.skipped: set[int] = set()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of the data, made once: a run asks for it several times, and it reads them."""
+        return self.dataset.fingerprint()
 
     def decode(self, x: Tensor) -> Tensor:
         """Samples [B, ...] as pictures; see `Dataset.decode`."""

@@ -55,3 +55,16 @@ def test_a_lock_without_data_is_taken(tmp_path: Path) -> None:
     path = pixels(tmp_path / "data.npz", 0)
     recipe = recipe_from_dict({**tables(path), "lock": {"data": 3}})
     assert recipe.locked_data == {}
+
+
+def test_the_data_are_read_for_their_fingerprint_once(tmp_path: Path, monkeypatch) -> None:
+    """A run from a lock compares it, freezes it and keeps it with its checkpoints."""
+    from advdiff_core.datasets.files import TensorFile
+
+    path = pixels(tmp_path / "data.npz", 0)
+    lock = train(recipe_from_dict(tables(path)), out=tmp_path / "runs").run / "recipe.lock.toml"
+    calls = []
+    plain = TensorFile.fingerprint
+    monkeypatch.setattr(TensorFile, "fingerprint", lambda data: calls.append(1) or plain(data))
+    train(load_recipe(lock), out=tmp_path / "runs")
+    assert len(calls) == 1

@@ -16,7 +16,7 @@ import torch
 from advdiff_core.errors import DataError, escape, nearest
 from advdiff_core.settings import setting, settings
 from advdiff_datasets.encoded import EncodedImages, ImageSettings, Listing
-from advdiff_datasets.packed import torch_message
+from advdiff_datasets.packed import first_line
 
 __all__ = ["HuggingFace"]
 
@@ -135,7 +135,7 @@ class HuggingFace(EncodedImages):
             elif given.download:
                 fix = "check the name and the network, or set path to a folder of save_to_disk"
             raise self._fault(
-                f"cannot be read: {torch_message(cause)}", code="D01", fix=fix
+                f"cannot be read: {first_line(cause)}", code="D01", fix=fix
             ) from cause
 
     def _part(self, loaded: Any) -> Any:

@@ -16,7 +16,10 @@ from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.dataset import Dataset
 from advdiff_core.types import Batch, DataInfo, Domain
 
-__all__ = ["Packed", "PackedImages", "check_labels", "fault", "fetch", "find_files"]
+__all__ = [
+    "Packed", "PackedImages", "as_tensor", "check_labels", "fault", "fetch", "find_files",
+    "first_line",
+]  # fmt: skip
 
 
 class Packed(NamedTuple):
@@ -114,14 +117,14 @@ def fetch(download: Callable[[], object], root: Path, what: str) -> None:
         download()
     # What a download raises depends on the library, its network layer and the disk.
     except Exception as cause:
-        reason = torch_message(cause)
+        reason = first_line(cause)
         raise DataError(
             f"download failed: {reason}", code="D01", where=str(root),
             fix=f"put {what} there by hand, and leave download out",
         ) from cause  # fmt: skip
 
 
-def torch_message(cause: BaseException) -> str:
+def first_line(cause: BaseException) -> str:
     """Type and first line of a library's message."""
     text = str(cause).strip().split("\n", 1)[0]
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
