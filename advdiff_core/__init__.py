@@ -19,7 +19,7 @@ _PUBLIC = {
         "AdvdiffError", "ContractError", "DataError", "Fault", "NumericsError", "PluginError",
         "RecipeError", "StorageError", "UsageError",
     ),
-    "advdiff_core.draws": ("Draws", "SeedDraws"),
+    "advdiff_core.draws": ("Draws", "SampleDraws", "SeedDraws"),
     "advdiff_core.types": (
         "Augmented", "Batch", "Budget", "Cost", "DataInfo", "Domain", "Noised", "Prediction",
         "TapInfo", "expand",

@@ -1,6 +1,7 @@
 """The public surface for type checkers, which `__init__.py` resolves on first use."""
 
 from advdiff_core.draws import Draws as Draws
+from advdiff_core.draws import SampleDraws as SampleDraws
 from advdiff_core.draws import SeedDraws as SeedDraws
 from advdiff_core.errors import AdvdiffError as AdvdiffError
 from advdiff_core.errors import ContractError as ContractError

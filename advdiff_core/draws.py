@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "Draws", "SeedDraws", "keyed_generator", "permutation"]
+__all__ = ["BLOCK", "Draws", "SampleDraws", "SeedDraws", "keyed_generator", "permutation"]
 
 BLOCK = 32
 
@@ -109,6 +109,23 @@ class Draws:
             parts.append(first + (rows + turn) % count)
         return torch.cat(parts)
 
+    def child(self, *words: object) -> Draws:
+        """A fresh stream for the same samples, keyed by this one's key and `words`.
+
+        Two parts of a search that draw from children of their own do not change each other.
+        """
+        return Draws(
+            (*self.key, *words), start=self.start, size=self.size, total=self.total,
+            device=self.device,
+        )  # fmt: skip
+
+    def rows(self, rows: Tensor) -> Draws:
+        """This stream for some of its samples, `rows` [N]; their numbers do not change.
+
+        The stream goes on: what is drawn for some rows is drawn from it for all of them.
+        """
+        return _RowsOf(self, rows)
+
     def generator(self) -> torch.Generator:
         """A generator for draws that have no sample axis; the same on every rank."""
         return keyed_generator(*self.key, "shared", device=self.device)
@@ -119,6 +136,97 @@ class Draws:
         whole = [make((BLOCK, *shape[1:]), generator) for generator in self._generators]
         rows = whole[0] if len(whole) == 1 else torch.cat(whole)
         return rows[self._offset : self._offset + self.size]
+
+
+class _RowsOf(Draws):
+    """Some samples of a stream; see `Draws.rows`."""
+
+    def __init__(self, whole: Draws, rows: Tensor) -> None:
+        self.whole, self.chosen = whole, rows
+        self.key, self.device = whole.key, whole.device
+        self.start, self.size, self.total = 0, len(rows), len(rows)
+
+    def child(self, *words: object) -> Draws:
+        """See `Draws.child`."""
+        return _RowsOf(self.whole.child(*words), self.chosen)
+
+    def rows(self, rows: Tensor) -> Draws:
+        """See `Draws.rows`."""
+        return _RowsOf(self.whole, self.chosen[rows])
+
+    def stratified(self) -> Tensor:
+        """See `Draws.stratified`; the strata are those of the whole stream."""
+        return self.whole.stratified()[self.chosen]
+
+    def partners(self) -> Tensor:
+        """Not for some samples alone: a partner may be missing."""
+        raise NotImplementedError
+
+    def _blocks(self, shape: Sequence[int], make) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        assert shape[0] == self.size, f"asked for {shape[0]} samples, this stream has {self.size}"
+        return self.whole._blocks((self.whole.size, *shape[1:]), make)[self.chosen]
+
+
+class SampleDraws(Draws):
+    """Random numbers with a stream of its own for each sample, keyed by the sample's identity.
+
+    Samples get the same numbers whatever they are batched with, in any order: an evaluation that
+    goes on after a kill with the samples left repeats nothing and changes nothing.
+
+    Args:
+        key: Words that name the stream, for example `(seed, "apgd-ce")`.
+        ids: Identity of each sample, for example its position in the data set.
+        device: Where the numbers end up; they are always made on the CPU, so that devices agree.
+    """
+
+    def __init__(
+        self, key: tuple[object, ...], ids: Sequence[int], *, device: torch.device | str = "cpu"
+    ) -> None:
+        self.key = key
+        self.ids = tuple(ids)
+        self.start, self.size, self.total = 0, len(self.ids), len(self.ids)
+        self.device = torch.device(device)
+        self._generators = [keyed_generator(*key, "sample", one) for one in self.ids]
+
+    def child(self, *words: object) -> Draws:
+        """See `Draws.child`."""
+        return SampleDraws((*self.key, *words), self.ids, device=self.device)
+
+    def rows(self, rows: Tensor) -> Draws:
+        """See `Draws.rows`; only the streams of these samples go on."""
+        chosen = object.__new__(SampleDraws)
+        places = rows.tolist()
+        chosen.key, chosen.device = self.key, self.device
+        chosen.ids = tuple(self.ids[place] for place in places)
+        chosen.start, chosen.size, chosen.total = 0, len(places), len(places)
+        chosen._generators = [self._generators[place] for place in places]
+        return chosen
+
+    def stratified(self) -> Tensor:
+        """Not for samples on their own: strata are shared by a batch."""
+        raise NotImplementedError
+
+    def partners(self) -> Tensor:
+        """Not for samples on their own."""
+        raise NotImplementedError
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """See `Draws.normal`."""
+        return self._samples(shape, lambda s, g: torch.randn(s, generator=g))
+
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
+        """See `Draws.uniform`."""
+        unit = self._samples(shape, lambda s, g: torch.rand(s, generator=g))
+        return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+
+    def integers(self, shape: Sequence[int], low: int, high: int) -> Tensor:
+        """See `Draws.integers`."""
+        return self._samples(shape, lambda s, g: torch.randint(low, high, s, generator=g))
+
+    def _samples(self, shape: Sequence[int], make) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        assert shape[0] == self.size, f"asked for {shape[0]} samples, this stream has {self.size}"
+        each = [make(tuple(shape[1:]), generator) for generator in self._generators]
+        return torch.stack(each).to(self.device)
 
 
 class SeedDraws:

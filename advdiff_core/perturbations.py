@@ -166,12 +166,21 @@ class _Victim:
 
     def broken(self, outputs: Tensor) -> Tensor | None:
         """Samples that are classified wrongly [B]; None for a denoiser."""
+        labels = self.labels
+        return None if labels is None else outputs.argmax(dim=1).ne(labels)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """True classes [B]; of a mixed sample that of the larger part; None for a denoiser."""
         if self.objective != "cross-entropy":
             return None
         assert self.noised.y is not None, "a classifier's data have labels"
         y = self.noised.y
-        # Of a mixed sample the larger part counts.
-        return outputs.argmax(dim=1).ne(y.argmax(dim=1) if y.dim() == 2 else y)
+        return y.argmax(dim=1) if y.dim() == 2 else y
+
+    def rows(self, rows: Tensor) -> None:
+        """Nothing: a training step is one batch."""
+        del rows
 
     def _target(self, x: Tensor) -> Tensor:
         assert self.noised.eps is not None

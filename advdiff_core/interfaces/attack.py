@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Protocol, final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol, final
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.component import Component
 from advdiff_core.interfaces.perturbation import SearchCost
 from advdiff_core.math import norms
-from advdiff_core.types import Budget, Domain
+from advdiff_core.types import Budget, Domain, Norm
 
 if TYPE_CHECKING:
     from advdiff_core.draws import Draws
@@ -23,9 +24,18 @@ __all__ = ["Attack", "Victim"]
 class Victim(Protocol):
     """What is attacked: a function of the input, and what the attacker wants of it.
 
-    A classifier's victim returns logits from `outputs`; attacks on a denoiser or sampler return the
-    tensor whose `loss` is to grow. A test counts the calls of `outputs`.
+    A classifier's victim returns logits from `outputs` and the true classes from `labels`; that of
+    a denoiser or sampler returns the tensor whose `loss` is to grow, and has no labels. A test
+    counts the calls of `outputs`.
     """
+
+    @property
+    def labels(self) -> Tensor | None:
+        """True classes [B], int64; None where `outputs` are no logits.
+
+        An attack that brings a loss of its own (margin, DLR, a target class) computes it from
+        logits and labels, and climbs `loss` where there are none.
+        """
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs [B, ...] at inputs `x` [B, ...], with a graph to `x`; parameters are frozen."""
@@ -36,6 +46,12 @@ class Victim(Protocol):
     def broken(self, outputs: Tensor) -> Tensor | None:
         """Samples already beaten [B], bool; None where that is undefined."""
 
+    def rows(self, rows: Tensor) -> Victim | None:
+        """The same victim for the samples `rows` [N], int64; None if they cannot be taken apart.
+
+        Attacks drop settled samples with it. Where it is None all samples stay to the end.
+        """
+
 
 class Attack(Component):
     """Searches an input near `x` that makes a victim's loss large.
@@ -43,8 +59,26 @@ class Attack(Component):
     Subclasses implement `search`; the final `run` projects the result onto the budget and the
     domain. Contract: the model is left byte-identical (parameters, buffers, grads, mode flags) and
     the global random state untouched; all randomness comes from `rng`; a zero radius returns `x`
-    bit for bit.
+    bit for bit. What is returned is never worse for the attacker than `x` itself, by the attack's
+    own objective.
+
+    Attributes:
+        norms: Norms it can search in; others are refused.
+        minimal_norm: True if it looks for the smallest perturbation that breaks a sample, whatever
+            the radius: one search then answers for every radius, and samples that it cannot break
+            within the radius come back as they were.
     """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    minimal_norm: ClassVar[bool] = False
+
+    def members(self) -> Mapping[str, Attack]:
+        """Attacks that this one runs in turn on the samples left, by name; none by default.
+
+        An evaluation runs them one by one, to tell which of them broke a sample and to go on after
+        a kill; `search` has to find the same.
+        """
+        return {}
 
     def cost(self) -> SearchCost:
         """Calls of `victim.outputs`, and gradients towards the input, of one search at most.
@@ -74,8 +108,12 @@ class Attack(Component):
         """Adversarial inputs [B, ...] inside `budget` around `x` and inside `domain`.
 
         Raises:
-            ContractError: If `search` returns another shape.
+            ContractError: If the attack does not know the norm, or `search` returns another shape.
         """
+        if budget.norm not in self.norms:
+            message = f"cannot search in {budget.norm}, only in {', '.join(self.norms)}"
+            fix = f'write norm = "{self.norms[0]}", or take another attack'
+            raise ContractError(message, where=self.build.path, fix=fix)
         if budget.unit == "pixel":
             factor = domain.span if domain is not None else 1.0
             budget = Budget(budget.norm, budget.radius * factor, "image")

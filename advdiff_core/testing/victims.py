@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +54,17 @@ class ClassifierVictim:
         generator = keyed_generator("victim labels", classes)
         self.y = torch.randint(0, classes, (start + size,), generator=generator)[start:]
 
+    @property
+    def labels(self) -> Tensor:
+        """True classes [B]."""
+        return self.y
+
+    def rows(self, rows: Tensor) -> ClassifierVictim:
+        """The same network for the samples `rows` [N]."""
+        part = copy.copy(self)
+        part.y = self.y[rows]
+        return part
+
     def outputs(self, x: Tensor) -> Tensor:
         """Logits [B, K] at `x` [B, ...]."""
         logits: Tensor = self.net(x)
@@ -72,6 +85,15 @@ class RegressorVictim:
     def __init__(self, world: World) -> None:
         self.net: nn.Module = _network(world, numel(world), linear=False)
 
+    @property
+    def labels(self) -> None:
+        """None: there are no classes."""
+
+    def rows(self, rows: Tensor) -> RegressorVictim:
+        """Itself: it knows nothing of single samples, `rows` [N] or others."""
+        del rows
+        return self
+
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs [B, ...] at `x` [B, ...]."""
         made: Tensor = self.net(x).reshape(x.shape)
@@ -90,14 +112,33 @@ class RegressorVictim:
 class CountingVictim:
     """A victim that counts calls, and gradients that reach the inputs it was called with."""
 
-    def __init__(self, victim: Victim) -> None:
+    def __init__(self, victim: Victim, counts: dict[str, int] | None = None) -> None:
         self.victim = victim
-        self.calls = 0
-        self.gradients = 0
+        self._counts = {"calls": 0, "gradients": 0} if counts is None else counts
+
+    @property
+    def calls(self) -> int:
+        """Calls of `outputs`, those of its parts included."""
+        return self._counts["calls"]
+
+    @property
+    def gradients(self) -> int:
+        """Gradients that reached inputs, those of its parts included."""
+        return self._counts["gradients"]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """True classes [B]."""
+        return self.victim.labels
+
+    def rows(self, rows: Tensor) -> CountingVictim | None:
+        """The same for the samples `rows` [N], counted together."""
+        part = self.victim.rows(rows)
+        return None if part is None else CountingVictim(part, self._counts)
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs at `x` [B, ...], counted."""
-        self.calls += 1
+        self._counts["calls"] += 1
         seen = x
         if x.requires_grad:
             seen = x.view_as(x)
@@ -113,4 +154,4 @@ class CountingVictim:
         return self.victim.broken(outputs)
 
     def _reached(self, _: Tensor) -> None:
-        self.gradients += 1
+        self._counts["gradients"] += 1

@@ -40,7 +40,13 @@ def run(  # noqa: PLR0913 - the coordinates of an attack.
 ) -> Tensor:  # fmt: skip
     """Adversarial inputs [B, ...]."""
     rng = draws(seed, x.shape[0], start=start, total=total)
+    budget = known_to(attack, budget)
     return attack.run(victim, x, budget, domain=world.data.domain, rng=rng)
+
+
+def known_to(attack: Attack, budget: Budget) -> Budget:
+    """The budget, in a norm that the attack knows."""
+    return budget if budget.norm in attack.norms else budget._replace(norm=attack.norms[0])
 
 
 @law("inside-budget-and-domain", world=worlds, seed=seeds(), size=sizes(1, 4), budget=image_budgets,
@@ -51,6 +57,7 @@ def inside_budget_and_domain(  # noqa: PLR0913 - the witness.
     """What it returns is finite, within the radius and the domain, for 2, 3 and 1000 classes."""
     attack, x = made(subject, world), batch_of(world, seed, size).x
     victim = ClassifierVictim(world, classes=num, size=size)
+    budget = known_to(attack, budget)
     found = run(attack, victim, x, budget, world, seed)
     finite(
         found,
@@ -205,5 +212,6 @@ def works_without_domain(subject: Subject, world: World, seed: int, budget: Budg
     """It attacks inputs that have no range of valid values, and stays within the radius."""
     attack, x = made(subject, world), 5 * batch_of(world, seed, 2).x
     victim = ClassifierVictim(world, classes=3, size=2)
+    budget = known_to(attack, budget)
     found = attack.run(victim, x, budget, domain=None, rng=draws(seed, 2))
     finite(found, what="inputs found without a domain", mend="treat domain = None as no limits")

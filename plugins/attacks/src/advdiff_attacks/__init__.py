@@ -1,0 +1,1 @@
+"""Adversarial attacks on classifiers, denoisers and samplers, for advdiff."""
