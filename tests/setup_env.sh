@@ -5,6 +5,9 @@
 # `setup_env test` adds the test extras. Sets `root` and `python` (the interpreter of .venv).
 # A second call takes about 0.1 s: a stamp in .venv holds the hash of every pyproject.toml.
 #
+# A plugin's tests/no-deps.txt names distributions that its tests need and that cannot be resolved beside
+# the rest because of what they pin: they are installed last, without their dependencies.
+#
 # torch and torchvision (needed by plugins that bring it) must come from the same index, or torchvision
 # does not import. One pip call for everything lets pip's resolver keep the pair together.
 
@@ -45,14 +48,15 @@ else:
     die "${complaint:-no Python found, and 3.11 or newer is needed - install it, or name one in ADVDIFF_PYTHON}"
 }
 
-# What an installation depends on: interpreter, place (scripts hold it) and every pyproject.toml.
+# What an installation depends on: interpreter, place (scripts hold it), every pyproject.toml and no-deps.txt.
 wanted_stamp() {
     "$python" -I -c '
 import hashlib, pathlib, sys
 root = pathlib.Path(sys.argv[1])
 digest = hashlib.sha256(f"{sys.version}\n{root}\n".encode())
 plugins = sorted(root.glob("plugins/*/pyproject.toml"))
-for path in [root / "pyproject.toml", *plugins, *root.glob("tests/toys/pyproject.toml")]:
+judges = sorted(root.glob("plugins/*/tests/no-deps.txt"))
+for path in [root / "pyproject.toml", *plugins, *root.glob("tests/toys/pyproject.toml"), *judges]:
     digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
 print(digest.hexdigest())
 ' "$root"
@@ -94,9 +98,19 @@ install_all() {
     [ -z "$forgotten" ] || "$python" -m pip uninstall --yes $forgotten >&2
     "$python" -m pip install --disable-pip-version-check --no-input "${packages[@]}" >&2 \
         || die "pip could not install advdiff - see its message above; run this again once it is mended"
+    if [ -n "$extras" ]; then install_without_dependencies; fi
     if ! "$python" -c 'import importlib.util as u; u.find_spec("torchvision") and __import__("torchvision")' 2>/dev/null; then
         die "torch and torchvision in .venv do not match - delete .venv and run this again"
     fi
+}
+
+install_without_dependencies() {
+    local list
+    for list in "$root"/plugins/*/tests/no-deps.txt; do
+        [ -f "$list" ] || continue
+        "$python" -m pip install --disable-pip-version-check --no-input --no-deps -r "$list" >&2 \
+            || die "pip could not install what $list names - see its message above"
+    done
 }
 
 # True if the stamp of `level`, or of the larger installation, is what is wanted now.
