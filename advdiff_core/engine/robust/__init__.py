@@ -1,0 +1,1 @@
+"""Evaluation under attack: the runner, the independent check, the record, the numbers."""
