@@ -160,6 +160,10 @@ def _protocol(experiment: Experiment, sampled: SampleSet, reference: int) -> dic
 
 
 def _common(experiment: Experiment) -> dict[str, object]:
-    domain = experiment.source.info.domain
+    info = experiment.source.info
+    domain = info.domain
     known = domain is not None and not math.isinf(domain.low)
-    return {"domain": [domain.low, domain.high] if domain is not None and known else None}
+    return {
+        "shape": list(info.shape),
+        "domain": [domain.low, domain.high] if domain is not None and known else None,
+    }

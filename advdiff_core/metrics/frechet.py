@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advdiff_core.errors import Fault, RecipeError, nearest
@@ -44,6 +45,10 @@ class Frechet(Metric):
         )
         role: str | None = setting(None, help="role whose features are used", ref="role")
         tap: str = setting("", help="tap of that role")
+        resize: int = setting(
+            0, ge=0, le=4096, unit="pixels", applies=("features", ("tap",)),
+            help="images are resized to this for the role (bicubic, antialias); 0: as they are",
+        )  # fmt: skip
         against: str = setting(
             "clean", help="clean: data without corruption; data: as seen", choices=("clean", "data")
         )
@@ -54,6 +59,7 @@ class Frechet(Metric):
         self._c_noise: float | None = None
         if settings.features == "tap":
             self._check_tap()
+            self._check_resize()
             info = build.models[settings.role]
             self._c_noise = None if info.parametrization == "none" else build.c_noise[0]
 
@@ -75,6 +81,16 @@ class Frechet(Metric):
         )
         raise RecipeError([fault])
 
+    def _check_resize(self) -> None:
+        data = self.build.data
+        if self.settings.resize and (data is None or not data.is_image):
+            found = None if data is None else list(data.shape)
+            fault = Fault(
+                code="R10", key=f"{self.build.path}.resize", fix="leave resize out",
+                message=f"the data have shape {found}, only images [C, H, W] can be resized",
+            )  # fmt: skip
+            raise RecipeError([fault])
+
     def protocol(self) -> Mapping[str, object]:
         """Features, reference and how the distance is computed."""
         tap = {
@@ -83,6 +99,7 @@ class Frechet(Metric):
             "pooling": "mean over positions",
         }
         tap["c_noise"] = self._c_noise
+        tap["resize"] = self._resize_rule()
         return {
             "distance": "squared Frechet distance of Gaussians, float64, covariance over N - 1",
             "features": self.settings.features,
@@ -90,6 +107,13 @@ class Frechet(Metric):
             "against": self.settings.against,
             "bias": "too large for few samples; compare equal counts only",
         }
+
+    def _resize_rule(self) -> str:
+        size, data = self.settings.resize, self.build.data
+        if not size:
+            return "none"
+        end = "" if data is None or data.domain is None else ", clipped to the domain"
+        return f"bicubic, antialias, {size} x {size}{end}"
 
     def compute(self, evaluation: Evaluation) -> Mapping[str, float]:
         """Distances by name; lower is better."""
@@ -110,7 +134,8 @@ class Frechet(Metric):
 
     def _known(self, evaluation: Evaluation, x: Tensor) -> Moments:
         """Moments of real data, taken once."""
-        key = ("frechet", self.settings.features, self.settings.role, self.settings.tap, id(x))
+        made = self.settings
+        key = ("frechet", made.features, made.role, made.tap, made.resize, id(x))
         return evaluation.remember(key, lambda: self._moments(evaluation, x))
 
     def _moments(self, evaluation: Evaluation, x: Tensor) -> Moments:
@@ -129,12 +154,21 @@ class Frechet(Metric):
         tap = self.settings.tap
         device = next((parameter.device for parameter in module.parameters()), x.device)
         for part in batches(x, self.settings.batch):
-            part = part.to(device)
+            part = self._resized(part.to(device))
             level = None
             if self._c_noise is not None:
                 level = part.new_full((len(part),), self._c_noise)
             out = module(part, level, None, taps=(tap,), stop_at=tap)
             yield pooled_features(out.features[tap]).cpu()
+
+    def _resized(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] at the size the role was trained at, inside the data's domain."""
+        size, data = self.settings.resize, self.build.data
+        if not size or x.shape[-2:] == (size, size):
+            return x
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        assert data is not None, "checked when built"
+        return x if data.domain is None else x.clamp(data.domain.low, data.domain.high)
 
 
 def pooled_features(feature: Tensor) -> Tensor:

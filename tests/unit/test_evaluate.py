@@ -106,7 +106,7 @@ def test_classifier_is_measured_without_samples(tmp_path):
     assert Weightiness.calls == ["compute"]
     assert math.isfinite(found["metrics"]["weightiness"])
     assert found["owners"] == {"weightiness": "weightiness"}
-    told = {"norm": "l2", "notes": ["weights alone"], "domain": None}
+    told = {"norm": "l2", "notes": ["weights alone"], "shape": [2], "domain": None}
     assert found["protocols"] == {"weightiness": told}
 
 

@@ -3,13 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from attrs import define, field, frozen
+from PIL import Image
 
 from advdiff_core.backbones.unet import UNet
 from advdiff_core.datasets.points import ObliquePlane
 from advdiff_core.errors import RecipeError
+from advdiff_core.interfaces.backbone import BackboneOutput
 from advdiff_core.interfaces.component import Build, ModelInfo
 from advdiff_core.math.statistics import Moments, frechet_distance
 from advdiff_core.metrics.frechet import Frechet, pooled_features
@@ -179,6 +182,57 @@ def test_pooled_features_average_positions():
     tokens = maps.flatten(2).transpose(1, 2)
     torch.testing.assert_close(pooled_features(maps), pooled_features(tokens))
     assert torch.equal(pooled_features(maps[:, :, 0, 0]), maps[:, :, 0, 0])
+
+
+class _Means(torch.nn.Module):
+    """A judge for 16x16 alone: its tap is the 8x8 means of blocks, a token each."""
+
+    def forward(self, x, c_noise, labels, *, taps, stop_at):
+        assert x.shape[-2:] == (16, 16)
+        assert float(x.abs().max()) <= 1
+        blocks = torch.nn.functional.avg_pool2d(x, 8).flatten(2).transpose(1, 2)
+        return BackboneOutput(x, {stop_at: blocks})
+
+
+def test_frechet_resizes_images_for_a_judge_of_another_size():
+    """8x8 images come as 16x16 inside the domain; the protocol tells the rule."""
+    models = {"judge": ModelInfo(kind="backbone", frozen=True, taps={"blocks": TapInfo(width=1)})}
+    settings = {"features": "tap", "role": "judge", "tap": "blocks", "resize": 16}
+    sharp = EVALUATION.data.sign()
+    evaluation = _Evaluation(sharp, EVALUATION.clean, sharp, {"judge": _Means()})
+    numbers = _metric(Frechet, models=models, **settings).compute(evaluation)
+    assert numbers["frechet_judge_blocks"] == numbers["frechet_data_judge_blocks"]
+    protocol = _metric(Frechet, models=models, **settings).protocol()
+    assert protocol["resize"] == "bicubic, antialias, 16 x 16, clipped to the domain"
+    settings.pop("resize")
+    assert _metric(Frechet, models=models, **settings).protocol()["resize"] == "none"
+
+
+def test_frechet_resizes_by_the_rule_it_tells():
+    """Bicubic with antialias, then clipped: the judge sees what PIL makes of the image."""
+    seen = []
+    models = {"judge": ModelInfo(kind="backbone", frozen=True, taps={"x": TapInfo(width=1)})}
+    metric = _metric(Frechet, models=models, features="tap", role="judge", tap="x", resize=5)
+
+    class _Eye(torch.nn.Module):
+        def forward(self, x, c_noise, labels, *, taps, stop_at):
+            seen.append(x)
+            return BackboneOutput(x, {stop_at: x})
+
+    x = _images(0.3, 3, 5)
+    list(metric._features(_Eye(), x))
+    for image, found in zip(x, torch.cat(seen), strict=True):
+        wanted = Image.fromarray(image[0].numpy()).resize((5, 5), Image.Resampling.BICUBIC)
+        wanted = torch.tensor(np.asarray(wanted)).clamp(-1, 1)
+        torch.testing.assert_close(found[0], wanted, atol=1e-5, rtol=0)
+
+
+def test_frechet_refuses_to_resize_points():
+    """Only images have a size."""
+    models = {"judge": ModelInfo(kind="backbone", frozen=True, taps={"x": TapInfo(width=1)})}
+    with pytest.raises(RecipeError, match=r"the data have shape \[3\], only images") as caught:
+        _metric(Frechet, POINTS, models=models, features="tap", role="judge", tap="x", resize=16)
+    assert caught.value.faults[0].key == "evaluate.metrics[0].resize"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ import pytest
 import torch
 from advdiff_datasets.cifar import CIFAR10, CIFAR100
 from advdiff_datasets.idx import MNIST, FashionMNIST
+from advdiff_datasets.packed import area_averaged
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from advdiff_core.errors import DataError
+from advdiff_core.errors import DataError, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.types import DataInfo, Domain
 
@@ -88,6 +91,45 @@ def test_mnist_pads_with_background(tmp_path: Path):
     data = built(MNIST, tmp_path, pad=2)
     assert data.info.shape == (1, 32, 32)
     same(data, np.pad(x, ((0, 0), (2, 2), (2, 2))), y)
+
+
+def test_images_are_averaged_down_to_the_size(tmp_path: Path):
+    """Half the size is the mean of 2x2 bytes, rounded once; the fingerprint knows it."""
+    x, y = make.cifar10_binary(tmp_path)
+    whole, half = built(CIFAR10, tmp_path), built(CIFAR10, tmp_path, size=16)
+    blocks = x.reshape(-1, 3, 16, 2, 16, 2).astype(np.float64).mean((3, 5))
+    same(half, np.rint(blocks).astype(np.uint8), y)
+    assert half.info.shape == (3, 16, 16)
+    assert half.fingerprint() != whole.fingerprint()
+    assert built(CIFAR10, tmp_path, size=32).fingerprint() == whole.fingerprint()
+
+
+@given(size=st.integers(1, 28), value=st.integers(0, 255))
+def test_any_smaller_size_keeps_flat_images_and_the_range(size: int, value: int):
+    """A flat image stays as it is; others stay between their smallest and largest byte."""
+    flat = torch.full((1, 1, 28, 28), value, dtype=torch.uint8)
+    assert torch.equal(area_averaged(flat, size), flat[..., :size, :size])
+    mixed = torch.from_numpy(make.pixels(2, 3, 28, 28, seed=value))
+    small = area_averaged(mixed, size)
+    assert small.dtype == torch.uint8
+    assert small.shape == (2, 3, size, size)
+    assert int(small.min()) >= int(mixed.min())
+    assert int(small.max()) <= int(mixed.max())
+
+
+@pytest.mark.parametrize(("cls", "pad", "most"), [(MNIST, 2, 32), (FashionMNIST, 0, 28)])
+def test_a_size_above_the_stored_one_is_refused(tmp_path: Path, cls, pad: int, most: int):
+    """R10 with the largest size there is; the border counts."""
+    make.mnist(tmp_path)
+    assert built(cls, tmp_path, pad=pad, size=most).info.shape == (1, most, most)
+    with pytest.raises(
+        RecipeError, match=rf"33 pixels are wanted, the images have {most}"
+    ) as caught:
+        built(cls, tmp_path, pad=pad, size=33)
+    (fault,) = caught.value.faults
+    assert (fault.key, fault.fix) == (
+        "data.size", f"write at most {most}, or 0 for the images as stored",
+    )  # fmt: skip
 
 
 def test_a_batch_may_be_edited(tmp_path: Path):

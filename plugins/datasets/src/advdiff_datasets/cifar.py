@@ -23,6 +23,7 @@ from advdiff_datasets.packed import (
     fault,
     fetch,
     find_files,
+    size_setting,
 )
 
 __all__ = ["CIFAR10", "CIFAR100"]
@@ -80,6 +81,7 @@ class _Settings:
 
     path: Path = setting(help="folder that holds the unpacked files, their folder or the archive")
     split: str = setting("train", help="part of the data", choices=("train", "test"))
+    size: int = size_setting()
     download: bool = setting(False, help="let torchvision fetch the files into path if missing")
 
 

@@ -20,6 +20,7 @@ from advdiff_datasets.packed import (
     fault,
     fetch,
     find_files,
+    size_setting,
 )
 
 __all__ = ["MNIST", "FashionMNIST"]
@@ -41,6 +42,7 @@ class _Settings:
     pad: int = setting(
         0, ge=0, le=98, unit="pixels", help="border of background on each side; 2 gives 32x32"
     )
+    size: int = size_setting()
     download: bool = setting(False, help="let torchvision fetch the files into path if missing")
 
 

@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from advdiff_core.errors import DataError
+from advdiff_core.errors import DataError, Fault, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.dataset import Dataset
+from advdiff_core.math.statistics import batches
+from advdiff_core.settings import setting
 from advdiff_core.types import Batch, DataInfo, Domain
 
 __all__ = [
-    "Packed", "PackedImages", "as_tensor", "check_labels", "fault", "fetch", "find_files",
-    "first_line",
+    "Packed", "PackedImages", "area_averaged", "as_tensor", "check_labels", "fault", "fetch",
+    "find_files", "first_line", "size_setting",
 ]  # fmt: skip
+
+#: Images that are made smaller at once: their copy in float32 is held beside the bytes.
+CHUNK = 4096
 
 
 class Packed(NamedTuple):
@@ -35,14 +41,28 @@ class Packed(NamedTuple):
 
 
 class PackedImages(Dataset):
-    """Base of data sets that fit into memory as uint8; values come out in [-1, 1]."""
+    """Base of data sets that fit into memory as uint8; values come out in [-1, 1].
+
+    Settings have a key `size`, see `size_setting`.
+    """
 
     #: Number of classes; labels are 0 to classes - 1.
     classes: int = 10
 
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
-        self._x, self._y = self.read()
+        x, self._y = self.read()
+        self._x = self._sized(x)
+
+    def _sized(self, x: Tensor) -> Tensor:
+        size, stored = self.settings.size, min(x.shape[-2:])
+        if size > stored:
+            message = f"{size} pixels are wanted, the images have {stored}"
+            fix = f"write at most {stored}, or 0 for the images as stored"
+            raise RecipeError(
+                [Fault(code="R10", key=f"{self.build.path}.size", message=message, fix=fix)]
+            )
+        return area_averaged(x, size) if size and x.shape[-2:] != (size, size) else x
 
     @abstractmethod
     def read(self) -> Packed:
@@ -70,6 +90,31 @@ class PackedImages(Dataset):
         digest.update(self._x.contiguous().numpy().data)
         digest.update(self._y.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def size_setting() -> Any:
+    """The key `size`: height and width that images are averaged down to once, when read."""
+    return setting(
+        0, ge=0, le=4096, unit="pixels",
+        help="height and width the images are averaged down to, rounded to bytes; 0: as stored",
+    )  # fmt: skip
+
+
+def area_averaged(x: Tensor, size: int) -> Tensor:
+    """Images [N, C, size, size], uint8: means over equal areas, rounded half to even.
+
+    Where `size` does not divide the old one, a pixel is the mean of every old pixel that its area
+    touches, as in `torch.nn.functional.interpolate(mode="area")`.
+
+    Args:
+        x: Images [N, C, H, W], uint8.
+        size: New height and width, at most H and W.
+    """
+    parts = [
+        F.interpolate(part.float(), (size, size), mode="area").round_().to(torch.uint8)
+        for part in batches(x, CHUNK)
+    ]
+    return torch.cat(parts)
 
 
 def fault(path: Path, message: str, *, code: str = "D02", fix: str = "fetch it again") -> DataError:
