@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ __all__ = [
     "root_mean_square",
     "sliced_wasserstein",
     "wasserstein_1d_squared",
+    "wilson",
 ]
 
 #: Median of |z| for a standard normal z.
@@ -219,3 +221,18 @@ def noise_levels(x: Tensor, estimator: str = "mean-square") -> Tensor:
 def root_mean_square(values: Tensor) -> float:
     """Root mean square of values of any shape."""
     return float(values.double().square().mean().sqrt())
+
+
+def wilson(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share (Wilson 1927): true shares that `hits` of `count` do not reject.
+
+    Args:
+        hits: Successes.
+        count: Trials, at least one.
+        confidence: Coverage, for example 0.95.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, scale = hits / count, 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return max(0.0, middle - half), min(1.0, middle + half)

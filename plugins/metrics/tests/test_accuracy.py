@@ -8,13 +8,13 @@ import pytest
 import scipy.stats
 import torch
 from advdiff_metrics.accuracy import Accuracy
-from advdiff_metrics.intervals import wilson
 from helpers_metrics import CLASSIFIER, FakeEvaluation, metric
 from hypothesis import given
 from hypothesis import strategies as st
 
 from advdiff_core.errors import DataError, NumericsError, RecipeError
 from advdiff_core.interfaces.component import ModelInfo
+from advdiff_core.math.statistics import wilson
 from advdiff_core.settings import Spec
 from advdiff_core.types import Batch, DataInfo, Domain
 

@@ -14,11 +14,11 @@ from advdiff_core.errors import DataError, NumericsError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.dataset import Dataset
 from advdiff_core.interfaces.metric import Evaluation, Metric
+from advdiff_core.math.copies import Seen
+from advdiff_core.math.statistics import wilson
 from advdiff_core.settings import Spec, setting, settings
 from advdiff_core.types import Batch, Domain
 from advdiff_metrics.faults import refused
-from advdiff_metrics.intervals import wilson
-from advdiff_metrics.overlap import Seen
 
 __all__ = ["Accuracy"]
 

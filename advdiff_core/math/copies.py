@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from advdiff_core.types import Domain
+if TYPE_CHECKING:
+    from advdiff_core.types import Domain
 
 __all__ = ["Seen"]
 
