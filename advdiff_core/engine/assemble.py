@@ -258,7 +258,7 @@ def _term(maker: Maker, name: str, scene: Scene) -> Term:
     module.to(scene.compute.device)
     return Term(
         name=name, module=module, weight=declared.weight, after=declared.after,
-        until=declared.until,
+        until=declared.until, ramp=declared.ramp,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class Term:
         weight: Factor in the player's total.
         after: Takes part once this many images were seen.
         until: Takes part until this many images were seen; None for ever.
+        ramp: Images over which the weight rises linearly from 0, once it takes part.
     """
 
     name: str
@@ -41,10 +42,16 @@ class Term:
     weight: float = 1.0
     after: int = 0
     until: int | None = None
+    ramp: int = 0
 
     def active(self, nimg: int) -> bool:
         """Whether it takes part in the step that begins at `nimg` images."""
         return self.after <= nimg and (self.until is None or nimg < self.until)
+
+    def weight_at(self, nimg: int) -> float:
+        """Its factor in the step that begins at `nimg` images: of those alone, so resumes agree."""
+        rise = min((nimg - self.after + 1) / self.ramp, 1.0) if self.ramp else 1.0
+        return rise * self.weight
 
 
 @define(kw_only=True, eq=False)
@@ -156,7 +163,7 @@ class Turn:
                 continue
             loss = self._loss(term, step)
             self.stats.add(f"loss/{term.name}", loss)
-            total = total + term.weight * scale * loss.sum() / self.batch
+            total = total + term.weight_at(self.nimg) * scale * loss.sum() / self.batch
         total.backward()  # type: ignore[no-untyped-call]
         needs = self.player.phase(self.nimg).needs
         reached = frozenset().union(*(step.plan.graph_roles[query] for query in needs))

@@ -91,6 +91,20 @@ class Perturbation(Component):
     def budget(self, noised: Noised, rng: Draws) -> Budget:
         """The constraint for these samples; radius is a float or [B]."""
 
+    def budget_at(self, noised: Noised, step: Step, rng: Draws) -> Budget:
+        """The constraint where it depends on a network; what the core asks for.
+
+        By default it is `budget`. Override it to read a query that `needs` lists, for example the
+        radius that a model role predicts; values come without a graph.
+
+        Args:
+            noised: The base view.
+            step: The unmoved step; `get` answers the queries of `needs`.
+            rng: Random numbers of this view's own stream.
+        """
+        del step
+        return self.budget(noised, rng)
+
     @abstractmethod
     def search(self, noised: Noised, budget: Budget, probe: Probe, rng: Draws) -> Tensor:
         """Propose a perturbation [B, ...] in the budget's unit. It need not respect the budget.
@@ -118,7 +132,7 @@ class Perturbation(Component):
     @final
     def perturb(self, noised: Noised, probe: Probe, rng: Draws, domain: Domain | None) -> Noised:
         """Search, project and apply. `domain` clips image views and scales pixel budgets."""
-        budget = self.budget(noised, rng)
+        budget = self.budget_at(noised, probe.step, rng)
         if budget.unit != self.unit:
             message = (
                 f"budget in {budget.unit!r} units, but delta is declared in {self.unit!r} units"

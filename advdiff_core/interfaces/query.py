@@ -78,11 +78,15 @@ class Network(Protocol):
         self,
         x: Tensor,
         *,
+        c_noise: Tensor | None = None,
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
         through: bool = False,
     ) -> Prediction:
-        """Output of a backbone without noise level at `x` [B, ...]; `value` is logits [B, K]."""
+        """Output of a backbone without parametrization at `x` [B, ...]; `value` is logits [B, K].
+
+        `c_noise` [B] tells it a noise level, where it is made for noised samples.
+        """
 
     def score(
         self,
@@ -144,6 +148,9 @@ class Query(ABC, Generic[T_co]):
 
     #: True if the value carries no graph to any parameter (targets, perturbed views).
     detached: ClassVar[bool] = False
+    #: True if the networks that `compute` runs itself are probed (`step.at`): gradients pass
+    #: through them to their inputs alone, also while their own player acts.
+    probing: ClassVar[bool] = False
 
     def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
         """Other queries read by `compute`."""

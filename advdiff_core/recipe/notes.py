@@ -51,6 +51,11 @@ def _never(recipe: Recipe) -> Iterator[Problem]:
             end = recipe.run.images
             message = f"the term begins after {term.after:,} images, the run ends at {end:,}"
             yield _note(("terms", name, "after"), message, "it never counts")
+            continue
+        last = min(recipe.run.images, term.until or recipe.run.images)
+        if term.after + term.ramp > last:
+            message = f"the weight rises until {term.after + term.ramp:,} images, the term ends at"
+            yield _note(("terms", name, "ramp"), f"{message} {last:,}", "it never weighs in full")
 
 
 def _huge(spec: Spec) -> Iterator[Problem]:

@@ -178,6 +178,10 @@ class Term:
     until: int | None = setting(
         None, ge=1, le=MAX_COUNT, unit="images", help="images after which it no longer counts"
     )
+    ramp: int = setting(
+        0, ge=0, le=MAX_COUNT, unit="images",
+        help="images over which its weight rises from 0, once it has begun",
+    )  # fmt: skip
 
 
 @settings

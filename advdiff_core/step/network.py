@@ -79,15 +79,16 @@ class RoleNetwork:
         self,
         x: Tensor,
         *,
+        c_noise: Tensor | None = None,
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
         through: bool = False,
     ) -> Prediction:
-        """Output of a classifier; see `Network.classify`."""
+        """Output of a network without parametrization; see `Network.classify`."""
         mode = self._mode((x,), through=through)
         with _grad(mode):
             x = self._entering(x, mode)
-            out = self._counted(mode, x, None, None, taps=taps, stop_at=stop_at)
+            out = self._counted(mode, x, c_noise, None, taps=taps, stop_at=stop_at)
         value = precise(out.output) if out.output is not None else x.new_empty(0)
         return Prediction("raw", value, x, features=full_features(out.features))
 

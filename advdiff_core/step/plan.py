@@ -306,5 +306,5 @@ class _Rehearsal:
         )
         for role, count in query.forwards(self.plan.setup).items() if wanted else ():
             passed = not self.plan.setup.models[role].frozen or getattr(query, "through", True)
-            if role not in phase.roles and passed:
+            if (role not in phase.roles or query.probing) and passed:
                 self.cost.add(role, Cost(input_backwards=count))

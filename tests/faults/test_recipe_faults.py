@@ -493,6 +493,16 @@ def test_a_term_that_never_counts_is_warned_of(toys: Catalogue):
     assert FULL.split("\n")[warning.line - 1] == "after = 1_000"
 
 
+def test_a_weight_that_never_gets_to_its_height_is_warned_of(toys: Catalogue):
+    """R14: the ramp is longer than what is left of the run, or of the term."""
+    for override, end in (("run.images=50", 50), ("terms.denoise.until=40", 40)):
+        text = LEAST + '[terms.denoise]\nuse = "denoise"\nafter = 10\nramp = 45\n'
+        (warning,) = load(toys, text, ["run.images=100", "run.batch=1", override]).warnings
+        wanted = f"the weight rises until 55 images, the term ends at {end}"
+        assert (warning.key, warning.message) == ("terms.denoise.ramp", wanted)
+    assert load(toys, text, ["run.images=55", "run.batch=1"]).warnings == ()
+
+
 def test_a_model_nobody_trains_is_warned_of(toys: Catalogue):
     """R14: a second network without a player and without weights to start from."""
     (warning,) = load(toys, LEAST + '[models.teacher]\nuse = "net"\nfrozen = true\n').warnings

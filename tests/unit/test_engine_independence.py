@@ -8,6 +8,7 @@ import torch
 from advdiff_core.engine.assemble import assemble
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.planning import plan_experiment
+from advdiff_core.engine.players import Term
 from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.trainer import Trainer
 from advdiff_core.recipe import load_recipe, recipe_from_dict
@@ -180,6 +181,24 @@ def test_term_takes_part_between_after_and_until():
         trainer.train_step()
         forwards.append(trainer.scene.roles["student"].cost.forwards - before)
     assert forwards == [1, 3, 3, 1]
+
+
+def test_ramp_raises_a_weight_from_its_beginning():
+    """Linear in the images since `after`, by the images alone, and the full weight from then on."""
+    term = Term(name="a", module=None, weight=0.5, after=100, ramp=40)
+    assert [term.weight_at(n) for n in (100, 119, 139, 140, 10**9)] == [0.0125, 0.25, 0.5, 0.5, 0.5]
+    assert Term(name="a", module=None, weight=0.5).weight_at(0) == 0.5
+
+
+def test_ramp_weighs_what_a_term_teaches_in_each_step():
+    """The step with half the weight moves as one with that weight throughout."""
+    sgd = {"terms": ["denoise"], "optimizer": {"use": "sgd", "lr": 0.1}}
+    tables = {"players": {"student": sgd}, "terms": {"denoise": {"use": "denoise", "ramp": 32}}}
+    half = {"players": {"student": sgd}, "terms": {"denoise": {"use": "denoise", "weight": 1 / 32}}}
+    a, b = (trained(recipe_from_dict(with_tables(**t)), steps=1) for t in (tables, half))
+    assert torch.equal(weights(a), weights(b))
+    whole = trained(recipe_from_dict(with_tables(players={"student": sgd})), steps=1)
+    assert not torch.equal(weights(a), weights(whole))
 
 
 def test_frozen_teacher_runs_without_gradient_and_is_not_trained():

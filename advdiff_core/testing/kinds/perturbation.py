@@ -39,7 +39,7 @@ def stage(subject: Subject, world: World, **how: Any) -> Stage:
 def budget_of(made: Stage, shot: casts.Shot) -> Budget:
     """The budget of a shot, asked for again with the same numbers."""
     perturbation = casts.perturbation_of(made)
-    budget = perturbation.budget(shot.base, shot.step.rng("view/adv"))
+    budget = perturbation.budget_at(shot.base, shot.step, shot.step.rng("view/adv"))
     radius = torch.as_tensor(budget.radius, dtype=torch.float64)
     return budget._replace(radius=radius.expand(shot.base.x_t.shape[0]))
 
@@ -112,14 +112,14 @@ def zero_budget_is_identity(subject: Subject, world: World, seed: int, some: boo
 
 def _scale_budget(perturbation: Perturbation, factor: Tensor) -> None:
     """Multiply the radius of each sample [B] of an instance by `factor` [B]."""
-    original = perturbation.budget
+    original = perturbation.budget_at
 
-    def scaled(noised: Noised, rng: Any) -> Budget:
-        budget = original(noised, rng)
+    def scaled(noised: Noised, step: Any, rng: Any) -> Budget:
+        budget = original(noised, step, rng)
         radius = torch.as_tensor(budget.radius, dtype=factor.dtype) * factor
         return budget._replace(radius=radius)
 
-    perturbation.budget = scaled  # type: ignore[method-assign]
+    perturbation.budget_at = scaled  # type: ignore[method-assign]
 
 
 @law("follows-its-generator", world=worlds, seed=seeds(), index=st.integers(1, 9))
@@ -162,9 +162,9 @@ def leaves_everything_alone(subject: Subject, world: World, seed: int) -> None:
 
 def _watch_inputs(perturbation: Perturbation, held: dict[str, Tensor]) -> None:
     """Keep copies of the tensors that a search is handed."""
-    original = perturbation.budget
+    original = perturbation.budget_at
 
-    def watched(noised: Noised, rng: Any) -> Budget:
+    def watched(noised: Noised, step: Any, rng: Any) -> Budget:
         held.update(
             {
                 name: value.clone()
@@ -172,9 +172,9 @@ def _watch_inputs(perturbation: Perturbation, held: dict[str, Tensor]) -> None:
                 if isinstance(value, Tensor)
             }
         )
-        return original(noised, rng)
+        return original(noised, step, rng)
 
-    perturbation.budget = watched  # type: ignore[method-assign]
+    perturbation.budget_at = watched  # type: ignore[method-assign]
 
 
 @law("samples-are-independent", world=worlds, seed=seeds(), size=sizes(2, 5), cut=st.integers(1, 4))
