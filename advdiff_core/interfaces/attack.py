@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Protocol, final
 
 import torch
@@ -59,24 +59,42 @@ class Attack(Component):
     Subclasses implement `search`; the final `run` projects the result onto the budget and the
     domain. Contract: the model is left byte-identical (parameters, buffers, grads, mode flags) and
     the global random state untouched; all randomness comes from `rng`; a zero radius returns `x`
-    bit for bit. What is returned is never worse for the attacker than `x` itself, by the attack's
-    own objective.
+    bit for bit. What is returned is never worse for the attacker than `x` itself: a sample that is
+    beaten at `x` stays beaten, and by the attack's own objective no sample is worse off unless it
+    is beaten now (but see `keeps_best`).
 
     Attributes:
         norms: Norms it can search in; others are refused.
         minimal_norm: True if it looks for the smallest perturbation that breaks a sample, whatever
             the radius: one search then answers for every radius, and samples that it cannot break
             within the radius come back as they were.
+        keeps_best: False if it returns where it ended, better than `x` or not, as the attacks of
+            training loops do to save a forward. May be set in `__init__`.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     minimal_norm: ClassVar[bool] = False
+    keeps_best: bool = True
+
+    def objective(self, victim: Victim, clean: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """What a search climbs, as a loss [B] of outputs [B, ...]; larger is better for it.
+
+        None (the default) if there are several or none that points can be compared by; then the
+        verdicts alone say whether a point is better.
+
+        Args:
+            victim: What is attacked.
+            clean: Outputs [B, ...] at the clean inputs.
+        """
+        del victim, clean
+        return None
 
     def members(self) -> Mapping[str, Attack]:
         """Attacks that this one runs in turn on the samples left, by name; none by default.
 
         An evaluation runs them one by one, to tell which of them broke a sample and to go on after
-        a kill; `search` has to find the same.
+        a kill. `search` has to find the same: each member gets the samples that no earlier one
+        broke, and draws from `rng.child(name)`.
         """
         return {}
 

@@ -29,6 +29,10 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "has-no-memory",
         ),
         "attack": (
+            "never-worse-than-clean",
+            "takes-victims-apart-or-not",
+            "members-find-the-same",
+            "refuses-unknown-norms",
             "inside-budget-and-domain",
             "zero-radius-is-identity",
             "leaves-everything-alone",

@@ -12,7 +12,7 @@ from advdiff_core.draws import keyed_generator
 from advdiff_core.interfaces.attack import Victim
 from advdiff_core.testing.bench import World, numel
 
-__all__ = ["ClassifierVictim", "CountingVictim", "RegressorVictim"]
+__all__ = ["ClassifierVictim", "CountingVictim", "RegressorVictim", "WholeVictim"]
 
 #: Hidden features of the victims.
 WIDTH = 8
@@ -155,3 +155,31 @@ class CountingVictim:
 
     def _reached(self, _: Tensor) -> None:
         self._counts["gradients"] += 1
+
+
+class WholeVictim:
+    """A victim that cannot be taken apart, as that of a training step."""
+
+    def __init__(self, victim: Victim) -> None:
+        self.victim = victim
+
+    @property
+    def labels(self) -> Tensor | None:
+        """True classes [B]."""
+        return self.victim.labels
+
+    def rows(self, rows: Tensor) -> None:
+        """Nothing: the samples `rows` [N] cannot be had alone."""
+        del rows
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Outputs [B, ...] at `x` [B, ...]."""
+        return self.victim.outputs(x)
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """The objective [B] of `outputs` [B, ...]."""
+        return self.victim.loss(outputs)
+
+    def broken(self, outputs: Tensor) -> Tensor | None:
+        """Which samples of `outputs` [B, ...] are beaten [B]."""
+        return self.victim.broken(outputs)

@@ -6,47 +6,23 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from advdiff_core.interfaces.attack import Attack, Victim
+from advdiff_core.interfaces.attack import Attack
 from advdiff_core.math import norms
 from advdiff_core.testing.bench import World, batch_of, draws, seeds, sizes
 from advdiff_core.testing.compare import finite, same_bits, same_values
 from advdiff_core.testing.findings import NotApplicable, shown, wrong
-from advdiff_core.testing.kinds.rigs import rig, worlds
-from advdiff_core.testing.law import Laws
+from advdiff_core.testing.kinds import attack_verdicts
+from advdiff_core.testing.kinds.attack_rig import classes, image_budgets, known_to, law, made, run
+from advdiff_core.testing.kinds.rigs import worlds
 from advdiff_core.testing.state import leaves
-from advdiff_core.testing.strategies import budgets
 from advdiff_core.testing.subject import Subject
 from advdiff_core.testing.victims import ClassifierVictim, CountingVictim, RegressorVictim
 from advdiff_core.types import Budget
 
 __all__ = ["LAWS"]
 
-LAWS = Laws("attack")
-law = LAWS.law
-
-classes = st.sampled_from((3, 2, 1000))
-image_budgets = budgets(units=("image",))
-
-
-def made(subject: Subject, world: World) -> Attack:
-    """The attack, built once per world."""
-    found: Attack = subject.memo(("attack", world.name), lambda: rig(subject).build(subject, world))
-    return found
-
-
-def run(  # noqa: PLR0913 - the coordinates of an attack.
-    attack: Attack, victim: Victim, x: Tensor, budget: Budget, world: World, seed: int,
-    *, start: int = 0, total: int = 0,
-) -> Tensor:  # fmt: skip
-    """Adversarial inputs [B, ...]."""
-    rng = draws(seed, x.shape[0], start=start, total=total)
-    budget = known_to(attack, budget)
-    return attack.run(victim, x, budget, domain=world.data.domain, rng=rng)
-
-
-def known_to(attack: Attack, budget: Budget) -> Budget:
-    """The budget, in a norm that the attack knows."""
-    return budget if budget.norm in attack.norms else budget._replace(norm=attack.norms[0])
+#: Importing the other module declares its laws.
+LAWS = attack_verdicts.LAWS
 
 
 @law("inside-budget-and-domain", world=worlds, seed=seeds(), size=sizes(1, 4), budget=image_budgets,
@@ -178,7 +154,7 @@ def cost_as_declared(subject: Subject, world: World, seed: int, budget: Budget, 
 
 @law("raises-the-loss", world=worlds, seed=seeds(), norm=st.sampled_from(("linf", "l2")))
 def raises_the_loss(subject: Subject, world: World, seed: int, norm: str) -> None:
-    """On a linear classifier, whose loss is convex, a search with gradients raises the loss."""
+    """On a linear classifier, whose loss is convex, a search with gradients raises what it climbs."""
     attack = made(subject, world)
     if not attack.cost().input_backwards:
         message = "it takes no gradients"
@@ -190,7 +166,9 @@ def raises_the_loss(subject: Subject, world: World, seed: int, norm: str) -> Non
     victim = ClassifierVictim(world, classes=3, size=8, linear=True)
     found = run(attack, victim, x, Budget(norm, 0.2, "image"), world, seed)  # type: ignore[arg-type]
     with torch.no_grad():
-        before, after = (victim.loss(victim.outputs(at)).mean() for at in (x, found))
+        clean = victim.outputs(x)
+        objective = attack.objective(victim, clean) or victim.loss
+        before, after = objective(clean).mean(), objective(victim.outputs(found)).mean()
     if not float(after) > float(before):
         raise wrong(
             f"a mean loss of {shown(float(after))} after the search, {shown(float(before))} before",
