@@ -9,7 +9,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-SUITES = ("step", "precision", "startup", "data")
+SUITES = ("step", "precision", "startup", "data", "attack_view")
 
 
 def main() -> None:
