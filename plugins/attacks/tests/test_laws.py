@@ -5,6 +5,14 @@ from __future__ import annotations
 from advdiff_core.testing import laws
 
 EXAMPLES = {
+    "attack:apgd-ce": [{"steps": 8}, {"steps": 6, "restarts": 2, "bucket": 2, "interval": 2, "eot": 2}],
+    "attack:apgd-dlr": [{"steps": 8}, {"steps": 5, "restarts": 0, "enlarge": False, "interval": 0}],
+    "attack:apgd-t": [{"steps": 4, "targets": 2}, {"steps": 2, "targets": 0, "bucket": 1}],
+    "attack:fab": [{"steps": 3}, {"steps": 2, "restarts": 2, "candidates": 2, "settle": True}],
+    "attack:fab-t": [
+        {"steps": 3, "targets": 2},
+        {"steps": 2, "restarts": 2, "targets": 2, "settle": True},
+    ],
     "attack:fgsm": [
         {},
         {"start": "uniform", "step_scale": 1.25, "keep": "last"},
