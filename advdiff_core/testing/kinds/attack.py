@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,7 +19,7 @@ from advdiff_core.testing.kinds.rigs import worlds
 from advdiff_core.testing.state import leaves
 from advdiff_core.testing.subject import Subject
 from advdiff_core.testing.victims import ClassifierVictim, CountingVictim, RegressorVictim
-from advdiff_core.types import Budget
+from advdiff_core.types import Budget, Norm
 
 __all__ = ["LAWS"]
 
@@ -153,8 +155,11 @@ def cost_as_declared(subject: Subject, world: World, seed: int, budget: Budget, 
 
 
 @law("raises-the-loss", world=worlds, seed=seeds(), norm=st.sampled_from(("linf", "l2")))
-def raises_the_loss(subject: Subject, world: World, seed: int, norm: str) -> None:
-    """On a linear classifier, whose loss is convex, a search with gradients raises what it climbs."""
+def raises_the_loss(subject: Subject, world: World, seed: int, norm: Norm) -> None:
+    """On a linear classifier, whose loss is convex, a search with gradients raises what it climbs.
+
+    An attack that looks for the smallest perturbation is given all the room it wants.
+    """
     attack = made(subject, world)
     if not attack.cost().input_backwards:
         message = "it takes no gradients"
@@ -164,11 +169,15 @@ def raises_the_loss(subject: Subject, world: World, seed: int, norm: str) -> Non
         0.25 if world.data.domain and world.data.domain.low == 0 else 0
     )
     victim = ClassifierVictim(world, classes=3, size=8, linear=True)
-    found = run(attack, victim, x, Budget(norm, 0.2, "image"), world, seed)  # type: ignore[arg-type]
+    radius = math.inf if attack.minimal_norm else 0.2
+    found = run(attack, victim, x, Budget(norm, radius, "image"), world, seed)
     with torch.no_grad():
         clean = victim.outputs(x)
         objective = attack.objective(victim, clean) or victim.loss
         before, after = objective(clean).mean(), objective(victim.outputs(found)).mean()
+    if attack.minimal_norm and bool(clean.argmax(dim=1).ne(victim.y).all()):
+        # All are beaten where they are.
+        return
     if not float(after) > float(before):
         raise wrong(
             f"a mean loss of {shown(float(after))} after the search, {shown(float(before))} before",
