@@ -22,7 +22,7 @@ _PUBLIC = {
     "advdiff_core.draws": ("Draws", "SampleDraws", "SeedDraws"),
     "advdiff_core.types": (
         "Augmented", "Batch", "Budget", "Cost", "DataInfo", "Domain", "Noised", "Prediction",
-        "TapInfo", "expand",
+        "Subspace", "TapInfo", "expand",
     ),
     "advdiff_core.interfaces.alignment_target": ("AlignmentTarget",),
     "advdiff_core.interfaces.attack": ("Attack", "Victim"),
@@ -37,7 +37,9 @@ _PUBLIC = {
     "advdiff_core.interfaces.optimizer": ("Optimizer",),
     "advdiff_core.interfaces.perturbation": ("Perturbation", "Probe", "SearchCost"),
     "advdiff_core.interfaces.query": ("Query", "Setup", "Step"),
-    "advdiff_core.interfaces.sampler": ("Denoise", "ImageDraws", "Sampler", "Samples"),
+    "advdiff_core.interfaces.sampler": (
+        "Denoise", "ImageDraws", "Sampler", "Samples", "StepCallback",
+    ),
     "advdiff_core.step.queries": (
         "Delta", "EpsHat", "Features", "Forward", "Logits", "Scores", "Target", "View", "X0Hat",
     ),

@@ -40,6 +40,7 @@ from advdiff_core.interfaces.sampler import Denoise as Denoise
 from advdiff_core.interfaces.sampler import ImageDraws as ImageDraws
 from advdiff_core.interfaces.sampler import Sampler as Sampler
 from advdiff_core.interfaces.sampler import Samples as Samples
+from advdiff_core.interfaces.sampler import StepCallback as StepCallback
 from advdiff_core.settings import Spec as Spec
 from advdiff_core.settings import setting as setting
 from advdiff_core.settings import settings as settings
@@ -60,6 +61,7 @@ from advdiff_core.types import DataInfo as DataInfo
 from advdiff_core.types import Domain as Domain
 from advdiff_core.types import Noised as Noised
 from advdiff_core.types import Prediction as Prediction
+from advdiff_core.types import Subspace as Subspace
 from advdiff_core.types import TapInfo as TapInfo
 from advdiff_core.types import expand as expand
 

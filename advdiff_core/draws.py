@@ -242,7 +242,13 @@ class SeedDraws:
         self, seeds: Sequence[int], *, stream: str = "sample", device: torch.device | str = "cpu"
     ) -> None:
         self.device = torch.device(device)
+        self.seeds, self.stream = tuple(seeds), stream
         self._generators = [keyed_generator("image", seed, stream) for seed in seeds]
+
+    def child(self, *words: object) -> SeedDraws:
+        """A fresh stream for the same images, keyed by this one's name and `words`."""
+        stream = "/".join(map(str, (self.stream, *words)))
+        return SeedDraws(self.seeds, stream=stream, device=self.device)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers `shape` = [B, ...], float32, row i from the seed of image i."""

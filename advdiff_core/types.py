@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from advdiff_core.math import parametrization
@@ -25,6 +25,7 @@ __all__ = [
     "Norm",
     "Prediction",
     "PredictionKind",
+    "Subspace",
     "TapInfo",
     "Unit",
 ]
@@ -47,6 +48,26 @@ class Domain:
         return self.high - self.low
 
 
+@frozen(kw_only=True, eq=False)
+class Subspace:
+    """The affine subspace that all clean samples lie in, where a dataset knows one.
+
+    Attributes:
+        origin: A point of it [D], float64, of flattened samples.
+        basis: Orthonormal directions [r, D], float64.
+        explained: Share of the variance of the samples it was fitted to that lies inside; 1 for
+            samples that were made in it.
+    """
+
+    origin: Tensor
+    basis: Tensor
+    explained: float = 1.0
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The nearest points [N, D] of the subspace to samples `x` [N, ...], float64."""
+        return self.origin + (x.flatten(1).double() - self.origin) @ self.basis.T @ self.basis
+
+
 @frozen(kw_only=True)
 class DataInfo:
     """What is known of a dataset before its first batch.
@@ -56,12 +77,15 @@ class DataInfo:
         count: Number of samples.
         domain: Range of valid values; None for data without one (points).
         classes: Number of classes; 0 without labels.
+        subspace: Where all clean samples lie, if that is less than everywhere and known; left out
+            when two descriptions are compared.
     """
 
     shape: tuple[int, ...]
     count: int
     domain: Domain | None = None
     classes: int = 0
+    subspace: Subspace | None = field(default=None, eq=False, repr=False)
 
     @property
     def is_image(self) -> bool:

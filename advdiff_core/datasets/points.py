@@ -20,7 +20,7 @@ from advdiff_core.draws import keyed_generator
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.dataset import Dataset
 from advdiff_core.settings import setting, settings
-from advdiff_core.types import Batch, DataInfo
+from advdiff_core.types import Batch, DataInfo, Subspace
 
 __all__ = ["GaussianMixture", "ObliquePlane", "TwoMoons"]
 
@@ -77,11 +77,14 @@ class ObliquePlane(Dataset):
         normal = torch.tensor(settings.normal, dtype=torch.float64)
         self._normal = normal / normal.norm()
         self._table = _Table("oblique-plane", settings, self._draw)
+        self._plane = Subspace(
+            origin=settings.offset * self._normal, basis=plane_basis(self._normal)
+        )
 
     @property
     def info(self) -> DataInfo:
-        """See `Dataset.info`."""
-        return DataInfo(shape=(3,), count=self.settings.count)
+        """See `Dataset.info`; the subspace is the plane."""
+        return DataInfo(shape=(3,), count=self.settings.count, subspace=self._plane)
 
     def batch(self, indices: Tensor) -> Batch:
         """See `Dataset.batch`."""

@@ -46,7 +46,7 @@ def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
     for repeat in range(ranges):
         sampled = _samples(experiment, repeat)
         for decoded in {one.metric.decoded for one in sampling.values()}:
-            views[decoded].samples = sampled.x0
+            views[decoded].samples, views[decoded].seeds = sampled.x0, sampled.seeds
         for name, one in sampling.items():
             one.add(name, views[one.metric.decoded])
             one.measured(_protocol(experiment, sampled, len(views[False].reference)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from advdiff_core.engine.assemble import Experiment
-from advdiff_core.engine.generate import evaluation_mode, weights_of
+from advdiff_core.engine.generate import denoiser_of, evaluation_mode, generate, weights_of
+from advdiff_core.interfaces.noise_schedule import NoiseSchedule
+from advdiff_core.interfaces.sampler import Denoise, Sampler, Samples, StepCallback, with_steps
 from advdiff_core.types import Batch, DataInfo
 
 __all__ = ["MAX_REFERENCE", "RunEvaluation"]
@@ -40,6 +42,7 @@ class RunEvaluation:
         self.decoded = decoded
         self.notes: list[str] = []
         self._experiment = experiment
+        self.seeds: tuple[int, ...] = ()
         self._samples: Tensor | None = None
         self._remembered: dict[Hashable, Any] = {}
 
@@ -62,8 +65,11 @@ class RunEvaluation:
         """Indices of the real samples [M]."""
         return torch.arange(min(self.info.count, MAX_REFERENCE))
 
-    @cached_property
+    @property
     def _clean(self) -> Batch:
+        return self.remember("clean samples", self._read)
+
+    def _read(self) -> Batch:
         source = self._experiment.source
         x, y = source.clean(self.reference)
         if self.decoded:
@@ -80,13 +86,15 @@ class RunEvaluation:
         """Labels of `clean` [M]."""
         return self._clean.y
 
-    @cached_property
+    @property
     def data(self) -> Tensor:
         """Training samples as the model saw them [M, ...]."""
         source = self._experiment.source
         if not source.corruptions:
             return self.clean
-        return self._shown(source.batch(self.reference).x.float())
+        return self.remember(
+            "data as seen", lambda: self._shown(source.batch(self.reference).x.float())
+        )
 
     @property
     def info(self) -> DataInfo:
@@ -109,6 +117,43 @@ class RunEvaluation:
         sample = self._experiment.recipe.sample
         average = sample.ema if sample is not None and sample.role == role else None
         return _Frozen(self._experiment, role, average)
+
+    @property
+    def schedule(self) -> NoiseSchedule | None:
+        """The run's noise schedule."""
+        return self._experiment.scene.schedule
+
+    def denoiser(self, role: str | None = None, labels: Tensor | None = None) -> Denoise:
+        """A role as a denoiser; see `Evaluation.denoiser`."""
+        sample = self._experiment.recipe.sample
+        assert role or sample, "a metric names the role where a recipe samples none"
+        name = role or cast("Any", sample).role
+        average = sample.ema if sample is not None and sample.role == name else None
+        return denoiser_of(self._experiment, name, average, labels)
+
+    def sampler(self, steps: int | None = None) -> Sampler:
+        """The run's sampler, built anew."""
+        sample = self._experiment.recipe.sample
+        assert sample is not None, "samples are asked for where a recipe can be sampled"
+        spec = sample.spec if steps is None else with_steps(sample.spec, steps)
+        return cast("Sampler", self._experiment.make(spec))
+
+    def generate(
+        self, sampler: Sampler, *, num: int = 0, callback: StepCallback | None = None
+    ) -> Samples:
+        """Samples by another sampler, of the same seeds."""
+        seeds = self.seeds[:num] if num else self.seeds
+        batch = self._experiment.recipe.evaluate.batch
+        made = generate(self._experiment, seeds, batch=batch, sampler=sampler, callback=callback)
+        return Samples(self._shown(made.x0), made.nfe)
+
+    def with_samples(self, samples: Tensor, name: str = "") -> RunEvaluation:
+        """The same evaluation of other samples [N, ...]; what was read or remembered is shared."""
+        twin = copy.copy(self)
+        twin._samples = samples
+        twin.folder = self.folder / name
+        twin.folder.mkdir(parents=True, exist_ok=True)
+        return twin
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make()` returned when `key` was first asked for."""

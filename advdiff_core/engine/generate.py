@@ -15,11 +15,11 @@ from torch.func import functional_call
 from advdiff_core.draws import SeedDraws, keyed_generator
 from advdiff_core.engine.assemble import Experiment
 from advdiff_core.errors import UsageError
-from advdiff_core.interfaces.sampler import Sampler
+from advdiff_core.interfaces.sampler import Denoise, Sampler, StepCallback
 from advdiff_core.step.scene import Role, Scene
 from advdiff_core.types import Prediction
 
-__all__ = ["SampleSet", "evaluation_mode", "generate", "weights_of"]
+__all__ = ["SampleSet", "denoiser_of", "evaluation_mode", "generate", "weights_of"]
 
 
 @frozen(kw_only=True)
@@ -88,6 +88,8 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
     ema: int | None = None,
     labels: Tensor | None = None,
     batch: int = 256,
+    sampler: Sampler | None = None,
+    callback: StepCallback | None = None,
 ) -> SampleSet:
     """Sample one image per seed.
 
@@ -98,6 +100,8 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
         ema: See `weights_of`; `sample.ema` if None.
         labels: Labels [N]; drawn per seed when None and the data have classes.
         batch: Images at once.
+        sampler: Sampler to use instead of the recipe's.
+        callback: See `Sampler.sample`; told the steps of each batch from 0 on.
 
     Raises:
         UsageError: If the role is not a denoiser or has no such average.
@@ -108,22 +112,23 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
     name = role or settings.role
     denoiser = _denoiser(experiment.scene, name)
     weights = weights_of(experiment, name, settings.ema if ema is None else ema)
-    sampler = cast("Sampler", experiment.make(settings.spec))
+    use = settings.spec.use if sampler is None else type(sampler).__name__
+    sampler = sampler or cast("Sampler", experiment.make(settings.spec))
     if labels is None:
         labels = _labels(seeds, experiment)
     began, nfe, parts = time.monotonic(), 0, []
     with evaluation_mode(denoiser.module):
         for start in range(0, len(seeds), batch):
             chosen = None if labels is None else labels[start : start + batch]
-            x0, nfe = _chunk(
-                experiment.scene, denoiser, weights, sampler, seeds[start : start + batch], chosen
-            )
+            denoise = _bound(experiment.scene, denoiser, weights, chosen)
+            part = seeds[start : start + batch]
+            x0, nfe = _chunk(experiment.scene, denoise, sampler, part, callback)
             parts.append(x0)
     shape = experiment.scene.data.shape if experiment.scene.data else ()
     x0 = torch.cat(parts) if parts else torch.empty(0, *shape)
     return SampleSet(
         x0=x0, seeds=tuple(seeds), labels=labels, nfe=nfe, seconds=time.monotonic() - began,
-        sampler={"use": settings.spec.use, "role": name},
+        sampler={"use": use, "role": name},
     )  # fmt: skip
 
 
@@ -147,16 +152,11 @@ def _labels(seeds: Sequence[int], experiment: Experiment) -> Tensor | None:
     return torch.cat(draws) if draws else torch.empty(0, dtype=torch.int64)
 
 
-def _chunk(  # noqa: PLR0913 - one batch of `generate`.
-    scene: Scene,
-    role: Role,
-    weights: dict[str, Tensor] | None,
-    sampler: Sampler,
-    seeds: Sequence[int],
-    labels: Tensor | None,
-) -> tuple[Tensor, int]:
-    device = scene.compute.device
-    y = None if labels is None else labels.to(device)
+def _bound(
+    scene: Scene, role: Role, weights: dict[str, Tensor] | None, labels: Tensor | None
+) -> Denoise:
+    """The role as samplers see it, in the run's precision, for samples with these labels [B]."""
+    y = None if labels is None else labels.to(scene.compute.device)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with scene.compute.forward():
@@ -167,11 +167,54 @@ def _chunk(  # noqa: PLR0913 - one batch of `generate`.
     def denoise(x_t: Tensor, t: Tensor) -> Prediction:
         return cast("Prediction", role.wear(forward, x_t, t, y))
 
+    return denoise
+
+
+def denoiser_of(
+    experiment: Experiment, role: str, ema: int | None, labels: Tensor | None
+) -> Denoise:
+    """A role as a denoiser with fixed weights, in eval mode and full precision.
+
+    A prediction has a graph to the input, if that wants one, and none to the parameters.
+
+    Args:
+        experiment: The run; its network is left as it is.
+        role: Model role.
+        ema: See `weights_of`.
+        labels: Labels [B] of what it is called with.
+
+    Raises:
+        UsageError: If the role is not a denoiser or has no such average.
+    """
+    owner = _denoiser(experiment.scene, role)
+    found = weights_of(experiment, role, ema) or {}
+    weights = {name: p.detach() for name, p in owner.module.named_parameters()} | found
+    device = experiment.scene.compute.device
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with evaluation_mode(owner.module):
+            return functional_call(owner.module, weights, args, kwargs)
+
+    def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+        y = None if labels is None else labels.to(device)
+        return cast("Prediction", owner.wear(forward, x_t.to(device), t.to(device), y))
+
+    return denoise
+
+
+def _chunk(
+    scene: Scene,
+    denoise: Denoise,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    callback: StepCallback | None,
+) -> tuple[Tensor, int]:
+    device = scene.compute.device
     assert scene.schedule is not None
     assert scene.data is not None
     first = sampler.grid()[0].to(device=device, dtype=torch.float32)
     noise = SeedDraws(seeds, stream="start", device=device).normal((len(seeds), *scene.data.shape))
     x_T = scene.compute.place(noise) * scene.schedule.sigma(first)
     draws = SeedDraws(seeds, stream="steps", device=device)
-    samples = sampler.sample(denoise, x_T, draws)
+    samples = sampler.sample(denoise, x_T, draws, callback=callback)
     return samples.x0.float().cpu().contiguous(), samples.nfe

@@ -65,11 +65,19 @@ class DataReport:
         return {
             "shape": list(self.info.shape), "count": self.info.count,
             "domain": None if domain is None else [domain.low, domain.high],
-            "classes": self.info.classes, "scanned": self.scanned, "mean": list(self.mean),
+            "classes": self.info.classes, "subspace": self._subspace(),
+            "scanned": self.scanned, "mean": list(self.mean),
             "std": list(self.std), "min": self.low, "max": self.high, "labels": list(self.labels),
             "corrupted": self.corrupted, "skipped": self.skipped,
             "images_per_s": self.images_per_s, "fingerprint": self.fingerprint,
         }  # fmt: skip
+
+    def _subspace(self) -> dict[str, Any] | None:
+        """Dimensions of the clean samples' subspace and what share of the variance it holds."""
+        known = self.info.subspace
+        if known is None:
+            return None
+        return {"dimensions": len(known.basis), "explained": known.explained}
 
 
 def look(recipe: Recipe, num: int) -> DataReport:

@@ -6,12 +6,12 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from advdiff_core.errors import DataError
 from advdiff_core.interfaces.dataset import Corruption, Dataset
-from advdiff_core.types import Batch, DataInfo, Domain
+from advdiff_core.types import Batch, Domain, Subspace
 
 __all__ = ["SAMPLE_CHECK", "BadSamples", "Source"]
 
@@ -61,11 +61,16 @@ class Source:
         native = dataset.info
         self.native = native.domain
         self.domain = domain if native.domain is not None and domain is not None else native.domain
-        self.info = DataInfo(
-            shape=native.shape, count=native.count, domain=self.domain, classes=native.classes
-        )
+        self.info = evolve(native, domain=self.domain, subspace=self._subspace(native.subspace))
         self.pictures = dataset.pictures or self.info
         self.skipped: set[int] = set()
+
+    def _subspace(self, native: Subspace | None) -> Subspace | None:
+        """The subspace of the data in the run's domain: the conversion moves its origin alone."""
+        if native is None or self.native is None or self.domain is None:
+            return native
+        unit = (native.origin - self.native.low) / self.native.span
+        return evolve(native, origin=self.domain.low + unit * self.domain.span)
 
     @functools.cached_property
     def fingerprint(self) -> str:

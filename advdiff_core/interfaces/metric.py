@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from advdiff_core.interfaces.noise_schedule import NoiseSchedule
+    from advdiff_core.interfaces.sampler import Denoise, Sampler, Samples, StepCallback
     from advdiff_core.types import DataInfo
 
 __all__ = ["Evaluation", "Metric"]
@@ -63,6 +65,53 @@ class Evaluation(Protocol):
 
     def module(self, role: str) -> nn.Module:
         """The network of a role, in eval mode, with the weights being evaluated."""
+
+    @property
+    def schedule(self) -> NoiseSchedule | None:
+        """The run's noise schedule."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seed of each of `samples`."""
+
+    def denoiser(self, role: str | None = None, labels: Tensor | None = None) -> Denoise:
+        """A role as a denoiser with the weights being evaluated, in eval mode, in full precision.
+
+        A prediction has a graph to an input that requires a gradient, and none to the parameters.
+
+        Args:
+            role: Model role; the one that is sampled if None.
+            labels: Labels [B] of what it is called with, for class-conditional networks.
+        """
+
+    def sampler(self, steps: int | None = None) -> Sampler:
+        """The run's sampler, built anew.
+
+        Args:
+            steps: Number of steps instead of the recipe's.
+
+        Raises:
+            RecipeError: R10 if the sampler has no key `steps`.
+        """
+
+    def generate(
+        self, sampler: Sampler, *, num: int = 0, callback: StepCallback | None = None
+    ) -> Samples:
+        """Samples by another sampler, of the same seeds and labels as `samples`.
+
+        Args:
+            sampler: The sampler.
+            num: The first so many seeds; 0 for all.
+            callback: Told the steps of each batch of images, from 0 on.
+        """
+
+    def with_samples(self, samples: Tensor, name: str = "") -> Evaluation:
+        """The same evaluation of other samples, for metrics that run others.
+
+        Args:
+            samples: Samples [N, ...], as `generate` gives them.
+            name: Folder below `folder` for the files of what is run; "" for `folder` itself.
+        """
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make()` returns, made once per evaluation for all metrics and ranges of seeds.

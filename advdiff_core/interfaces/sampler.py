@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+import attrs
 from torch import Tensor
 
-from advdiff_core.errors import ContractError
+from advdiff_core.errors import ContractError, Fault, RecipeError
 from advdiff_core.interfaces.component import Component
+from advdiff_core.settings import Spec
 
 if TYPE_CHECKING:
     from advdiff_core.types import Prediction
 
-__all__ = ["Denoise", "ImageDraws", "Sampler", "Samples", "all_steps"]
+__all__ = ["Denoise", "ImageDraws", "Sampler", "Samples", "StepCallback", "all_steps", "with_steps"]
 
 
 class Denoise(Protocol):
@@ -29,6 +31,14 @@ class ImageDraws(Protocol):
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers `shape` = [B, ...]."""
+
+    def child(self, *words: object) -> ImageDraws:
+        """A fresh stream for the same images, named by `words`; it leaves this one alone."""
+
+
+#: Called after each step with its index, the new state [B, ...] and the prediction; a tensor that
+#: it returns takes the state's place.
+StepCallback: TypeAlias = "Callable[[int, Tensor, Prediction], Tensor | None]"
 
 
 class Samples(NamedTuple):
@@ -65,7 +75,7 @@ class Sampler(Component):
         grid: Tensor | None = None,
         grad_steps: tuple[int, ...] | None = None,
         checkpoint: bool = False,
-        callback: Callable[[int, Tensor, Prediction], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Samples:
         """Run the sampler.
 
@@ -78,7 +88,8 @@ class Sampler(Component):
                 step does; the other steps run without gradient and pass the state on detached.
                 `all_steps(n)` lists every step.
             checkpoint: Recompute the steps in `grad_steps` in the backward instead of storing them.
-            callback: Called after each step with its index, the new state and the prediction.
+            callback: Called after each step with its index, the new state and the prediction; what
+                it returns, unless that is None, takes the state's place.
         """
 
     def linear_step(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +110,24 @@ class Sampler(Component):
         raise ContractError(
             message, where=self.build.path, fix="use ddim with eta = 0, or euler without churn"
         )
+
+
+def with_steps(spec: Spec, steps: int) -> Spec:
+    """A sampler's `spec` with another number of steps; of a wrapper, that of what it wraps.
+
+    Raises:
+        RecipeError: R10 if it has no key `steps` that may have this value.
+    """
+    names = attrs.fields_dict(type(spec.settings))
+    inner = getattr(spec.settings, "sampler", None) if "sampler" in names else None
+    if isinstance(inner, Spec):
+        changed = attrs.evolve(spec.settings, sampler=with_steps(inner, steps))
+    elif "steps" in names:
+        changed = attrs.evolve(spec.settings, steps=steps)
+    else:
+        message = f"sampler {spec.use!r} has no key `steps`, {steps} steps are asked for"
+        raise RecipeError([Fault(code="R10", key=spec.path, message=message)])
+    return attrs.evolve(spec, settings=changed)
 
 
 def all_steps(count: int) -> tuple[int, ...]:

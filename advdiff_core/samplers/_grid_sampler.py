@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, NoReturn, final
 
 import torch
@@ -12,11 +11,11 @@ from torch.utils.checkpoint import checkpoint as recompute_later
 
 from advdiff_core.errors import ContractError, Fault, RecipeError
 from advdiff_core.interfaces.component import Build
-from advdiff_core.interfaces.sampler import Denoise, ImageDraws, Sampler, Samples
+from advdiff_core.interfaces.sampler import Denoise, ImageDraws, Sampler, Samples, StepCallback
 from advdiff_core.math import grids
 from advdiff_core.samplers._path import Estimate, Evaluator, Level, State, levels_of
 from advdiff_core.settings import setting, settings
-from advdiff_core.types import Domain, Prediction
+from advdiff_core.types import Domain
 
 __all__ = ["GridSampler", "GridSettings"]
 
@@ -84,7 +83,7 @@ class GridSampler(Sampler):
         grid: Tensor | None = None,
         grad_steps: tuple[int, ...] | None = None,
         checkpoint: bool = False,
-        callback: Callable[[int, Tensor, Prediction], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Samples:
         """Run the sampler; see `Sampler.sample`.
 
@@ -109,7 +108,8 @@ class GridSampler(Sampler):
             else:
                 state, estimate = self._step(evaluate, state, levels, index, noise)
             if callback is not None:
-                callback(index, state.x, estimate.prediction)
+                moved = callback(index, state.x, estimate.prediction)
+                state = state if moved is None else state._replace(x=moved)
         return Samples(state.x, evaluate.calls)
 
     def _tracked(self, grad_steps: tuple[int, ...] | None, count: int) -> frozenset[int]:

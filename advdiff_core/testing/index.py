@@ -147,6 +147,7 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "images-are-independent",
             "gradients-where-asked",
             "tells-every-step",
+            "takes-a-state-back",
             "leaves-everything-alone",
         ),
     }

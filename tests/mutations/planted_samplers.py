@@ -39,8 +39,8 @@ class Healthy(Sampler):
                 made = denoise(x, t.expand(len(x)).to(x.dtype))
                 calls += 1
                 x = self.step(x, made.x0, made.eps, t_next, draws)
-            if callback:
-                callback(index, x, made)
+            moved = callback(index, x, made) if callback else None
+            x = x if moved is None else moved
         return Samples(x, calls)
 
 
@@ -194,6 +194,20 @@ class TellsEarly(Healthy):
             state[0] = now
 
         return super().sample(denoise, x, draws, callback=late, **how)
+
+
+@planted("takes-a-state-back", "the last state was replaced", "what the callback returns")
+class KeepsItsState(Healthy):
+    """Goes on with the state it has."""
+
+    def sample(self, denoise, x, draws, *, callback=None, **how):
+        """Only tells."""
+
+        def told(index, now, made):
+            if callback:
+                callback(index, now, made)
+
+        return super().sample(denoise, x, draws, callback=told, **how)
 
 
 @planted("leaves-everything-alone", "its input x", "in place")

@@ -81,6 +81,7 @@ def _print(found: DataReport, target: Path) -> None:
         ("mean", "  ".join(f"{value:.4f}" for value in found.mean[:8])),
         ("std", "  ".join(f"{value:.4f}" for value in found.std[:8])),
         ("classes", _classes(found)),
+        *_subspace(found),
         ("corrupted", f"{found.corrupted:.2%}"),
         ("skipped", f"{found.skipped:,}"),
         ("feed", f"{number(round(found.images_per_s))} images/s"),
@@ -90,6 +91,14 @@ def _print(found: DataReport, target: Path) -> None:
     emit(table(rows))
     if found.scanned < info.count:
         emit(f"numbers are of {found.scanned:,} samples, evenly spread")
+
+
+def _subspace(found: DataReport) -> list[tuple[str, str]]:
+    known = found.info.subspace
+    if known is None:
+        return []
+    inside, around = known.basis.shape
+    return [("subspace", f"{inside} of {around} dimensions, {known.explained:.2%} of the variance")]
 
 
 def _classes(found: DataReport) -> str:

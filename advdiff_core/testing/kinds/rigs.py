@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from advdiff_core.interfaces.component import Build, ModelInfo, ViewInfo
 from advdiff_core.interfaces.sampler import Sampler
 from advdiff_core.testing import bench, casts
 from advdiff_core.testing.bench import World
+from advdiff_core.testing.evaluation import BenchEvaluation
 from advdiff_core.testing.subject import Subject, references, worlds_or_skip
 from advdiff_core.testing.victims import ClassifierVictim
 from advdiff_core.types import Augmented, Budget
@@ -133,13 +133,6 @@ class SamplerRig(Rig):
         self.build(subject, world).grid()
 
 
-def _labels_of(x: Tensor, classes: int) -> Tensor | None:
-    """Labels [M] that belong to samples `x` [M, ...], in whatever order these come."""
-    if not classes:
-        return None
-    return (x.double().flatten(1).sum(1).abs() * 1000).long() % classes
-
-
 class MetricRig(Rig):
     """Metrics: roles they name are small networks, denoisers or else classifiers."""
 
@@ -165,12 +158,7 @@ class MetricRig(Rig):
         """What a metric reads: samples [N, ...], and data [M, ...] that are clean."""
         classes = world.data.classes if world.roles.get("student") == "classifier" else 0
         module = casts.net(world, names=subject.words, outputs=classes).eval()
-        return SimpleNamespace(
-            samples=samples, clean=data, data=data, info=world.data, folder=folder,
-            fingerprint=str(hash(data.numpy().tobytes())), device=torch.device("cpu"),
-            note=lambda text: None, remember=lambda key, make: make(),
-            labels=_labels_of(data, world.data.classes), module=lambda role: module,
-        )  # fmt: skip
+        return BenchEvaluation(world, module, samples=samples, data=data, folder=folder)
 
     def trial(self, subject: Subject, world: World) -> None:
         """Numbers of a few samples."""

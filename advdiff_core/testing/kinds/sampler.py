@@ -20,6 +20,7 @@ from advdiff_core.testing.known import MEAN, STD, Known, NotingDraws, spread, st
 from advdiff_core.testing.law import Laws
 from advdiff_core.testing.state import leaves
 from advdiff_core.testing.subject import Subject
+from advdiff_core.types import Prediction
 
 __all__ = ["LAWS"]
 
@@ -317,6 +318,27 @@ def tells_every_step(subject: Subject, world: World, schedule: str, count: int) 
         found.x0,
         what="the last state told against the result",
         mend="call it after the state has moved",
+    )
+
+
+@law("takes-a-state-back", world=worlds, schedule=schedules, count=st.integers(1, 5))
+def takes_a_state_back(subject: Subject, world: World, schedule: str, count: int) -> None:
+    """A state that the callback returns takes the place of the sampler's own."""
+    made, known = sampler(subject, world, schedule), bench.schedule(schedule)
+    grid = grids.sampling_times(known, count)
+    x = start(known, [0], world.data.shape, float(grid[0]))
+    wanted = torch.full_like(x, 0.125)
+
+    def replaced(index: int, state: Tensor, prediction: Prediction) -> Tensor | None:
+        del prediction
+        return wanted.to(state) if index == count - 1 else None
+
+    found = made.sample(Known(known), x, SeedDraws([0]), grid=grid, callback=replaced).x0
+    same_bits(
+        found,
+        wanted.to(found),
+        what="the samples where the last state was replaced",
+        mend="go on with what the callback returns, unless that is None",
     )
 
 

@@ -1,0 +1,104 @@
+"""What metrics under test read: samples and data that are given, a small network, a sampler."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from advdiff_core.draws import SeedDraws
+from advdiff_core.interfaces.component import Build
+from advdiff_core.interfaces.sampler import Denoise, Sampler, Samples, StepCallback
+from advdiff_core.samplers import DDIM
+from advdiff_core.step.denoiser import Wear
+from advdiff_core.testing import bench
+from advdiff_core.testing.bench import World
+
+__all__ = ["BenchEvaluation"]
+
+T = TypeVar("T")
+
+#: Steps of the sampler that stands for a run's own.
+STEPS = 4
+
+
+class BenchEvaluation:
+    """See `advdiff_core.interfaces.metric.Evaluation`; nothing is remembered.
+
+    Args:
+        world: The data's description.
+        module: The network of every role.
+        samples: Generated samples [N, ...].
+        data: Clean samples, and the data as seen [M, ...].
+        folder: Where a metric may write.
+    """
+
+    def __init__(
+        self, world: World, module: nn.Module, *, samples: Tensor, data: Tensor, folder: Path
+    ) -> None:
+        self.samples, self.clean, self.data, self.folder = samples, data, data, folder
+        self.info, self.schedule = world.data, bench.schedule("vp-linear")
+        self.labels = _labels_of(data, world.data.classes)
+        self.fingerprint = str(hash(data.numpy().tobytes()))
+        self.device = torch.device("cpu")
+        self.seeds = tuple(range(len(samples)))
+        self._module = module
+
+    def module(self, role: str) -> nn.Module:
+        """The network."""
+        del role
+        return self._module
+
+    def denoiser(self, role: str | None = None, labels: Tensor | None = None) -> Denoise:
+        """The network as a denoiser that predicts noise."""
+        del role
+        wear = Wear(schedule=self.schedule)
+        return lambda x_t, t: wear(self._module, x_t, t, labels)
+
+    def sampler(self, steps: int | None = None) -> Sampler:
+        """DDIM of a few steps."""
+        told = Build(path="sample", data=self.info, schedule=self.schedule)
+        return DDIM(_settings(steps or STEPS), told)
+
+    def generate(
+        self, sampler: Sampler, *, num: int = 0, callback: StepCallback | None = None
+    ) -> Samples:
+        """Samples of the first seeds."""
+        seeds = self.seeds[:num] if num else self.seeds
+        noise = SeedDraws(seeds, stream="start").normal((len(seeds), *self.info.shape))
+        x_T = noise * self.schedule.sigma(sampler.grid()[0]).float()
+        draws = SeedDraws(seeds, stream="steps")
+        return sampler.sample(self.denoiser(), x_T, draws, callback=callback)
+
+    def with_samples(self, samples: Tensor, name: str = "") -> BenchEvaluation:
+        """The same of other samples [N, ...]."""
+        twin = copy.copy(self)
+        twin.samples, twin.folder = samples, self.folder / name
+        twin.folder.mkdir(parents=True, exist_ok=True)
+        return twin
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` returns."""
+        del key
+        return make()
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+        del text
+
+
+def _settings(steps: int) -> Any:
+    # mypy cannot see the keys that a sampler's Settings inherits.
+    made: Any = DDIM.Settings
+    return made(steps=steps)
+
+
+def _labels_of(x: Tensor, classes: int) -> Any:
+    """Labels [M] that belong to samples `x` [M, ...], in whatever order these come."""
+    if not classes:
+        return None
+    return (x.double().flatten(1).sum(1).abs() * 1000).long() % classes
