@@ -199,3 +199,104 @@ class DividesByMargin(Healthy):
         """NaN."""
         slope = super().slope(victim, found)
         return slope / (slope - slope)
+
+
+@planted("never-worse-than-clean", "at the clean point alone", "best one")
+class Unbreaks(Healthy):
+    """Goes where samples that were beaten are not."""
+
+    def slope(self, victim, found):
+        """Downhill."""
+        return -super().slope(victim, found)
+
+
+@planted("never-worse-than-clean", "an objective that is", "compare each point")
+class ForgetsTheBest(Healthy):
+    """Leaves what is beaten alone, and returns where it ended of the rest."""
+
+    def objective(self, victim, clean):
+        """The victim's."""
+        return victim.loss
+
+    def slope(self, victim, found):
+        """Downhill, as if it had jumped over the top."""
+        return -super().slope(victim, found)
+
+    def search(self, victim, x, budget, domain, rng):
+        """The clean point is the best of those that are beaten alone."""
+        found = super().search(victim, x, budget, domain, rng)
+        beaten = victim.broken(victim.outputs(x))
+        return found if beaten is None else torch.where(expand(beaten, x).bool(), x, found)
+
+    def cost(self):
+        """One more."""
+        return SearchCost(self.steps + 1, self.steps)
+
+
+@planted("takes-victims-apart-or-not", "cannot be taken apart", "settled samples")
+class MovesWhatIsSettled(Healthy):
+    """Forgets that samples may have to stay."""
+
+    def search(self, victim, x, budget, domain, rng):
+        """Moves all of them where it cannot take them out."""
+        part = victim.rows(torch.arange(len(x)))
+        return super().search(victim, x, budget, domain, rng) if part is None else x
+
+
+class Member(Healthy):
+    """One of several."""
+
+
+class Turns(Healthy):
+    """Runs two members in turn on the samples left."""
+
+    kept = ("up", "noise")
+
+    def members(self):
+        """Climbing and noise."""
+        return {"up": Member(self.settings, self.build), "noise": Noise(self.settings, self.build)}
+
+    def cost(self):
+        """Those of its members, and a look at the clean points and after each."""
+        return SearchCost(7, 2)
+
+    def search(self, victim, x, budget, domain, rng):
+        """One after the other."""
+        found, left = x, self.left(victim, x)
+        for name in self.kept:
+            tried = self.members()[name].search(victim, x, budget, domain, rng.child(name))
+            tried = x + norms.project(tried - x, norm=budget.norm, radius=budget.radius)
+            tried = tried if domain is None else tried.clamp(domain.low, domain.high)
+            found = torch.where(expand(left & ~self.left(victim, tried), x).bool(), tried, found)
+            left = self.left(victim, found)
+        return found
+
+    def left(self, victim, x):
+        """Samples not beaten."""
+        with torch.no_grad():
+            broken = victim.broken(victim.outputs(x))
+        return torch.ones(len(x), dtype=torch.bool) if broken is None else ~broken
+
+
+class Noise(Healthy):
+    """Random signs."""
+
+    def search(self, victim, x, budget, domain, rng):
+        """No gradient."""
+        return x + expand(budget.radius, x).to(x.dtype) * rng.normal(x.shape).sign()
+
+
+@planted("members-find-the-same", "by its members", "members() in turn")
+class ForgetsAMember(Turns):
+    """Names more members than it runs."""
+
+    kept = ("noise",)
+
+
+@planted("refuses-unknown-norms", "no refusal", "run` to the core")
+class TakesAnyNorm(Healthy):
+    """Replaces the method that refuses."""
+
+    def run(self, victim, x, budget, *, domain, rng):
+        """Whatever norm."""
+        return x

@@ -32,6 +32,7 @@ WANTED = 0.95
 
 HEALTHY = [
     planted_attacks.Healthy,
+    planted_attacks.Turns,
     planted_augmentations.Mix,
     planted_augmentations.Ordered,
     planted_augmentations.Turn,

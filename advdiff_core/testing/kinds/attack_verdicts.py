@@ -85,15 +85,17 @@ def takes_victims_apart_or_not(subject: Subject, world: World, seed: int, budget
 @law("members-find-the-same", world=worlds, seed=seeds(), budget=image_budgets)
 def members_find_the_same(subject: Subject, world: World, seed: int, budget: Budget) -> None:
     """Its members, run in turn on the samples left, break just what the whole attack breaks."""
-    attack, x = made(subject, world), batch_of(world, seed, 4).x.double()
+    attack, x = made(subject, world), batch_of(world, seed, 8).x.double()
     members = attack.members()
     if not members:
         message = "it has no members"
         raise NotApplicable(message)
-    victim = ClassifierVictim(world, classes=5, size=4)
+    victim = ClassifierVictim(world, classes=5, size=8, linear=True)
     victim.net.double()
+    # All are classified rightly, so that members have something to break.
+    victim.y = victim.outputs(x).argmax(1)
     turns = x.clone()
-    left = victim.outputs(x).argmax(1) == victim.y
+    left = torch.ones(8, dtype=torch.bool)
     for name, member in members.items():
         if bool(left.any()):
             turns, left = _turn(member, name, victim, x, turns, left, budget, world, seed)
