@@ -5,6 +5,16 @@ from __future__ import annotations
 from advdiff_core.testing import laws
 
 EXAMPLES = {
+    "attack:autoattack": [
+        {"steps": 3, "targets": 2, "queries": 10},
+        {"version": "plus", "steps": 2, "targets": 1, "restarts": 1, "queries": 5},
+        {"version": "rand", "steps": 3, "eot": 2},
+        {"version": "fast", "steps": 3, "bucket": 2, "interval": 0},
+    ],
+    "attack:square": [
+        {"queries": 20},
+        {"queries": 12, "restarts": 2, "rescale": True, "bucket": 2, "interval": 3},
+    ],
     "attack:apgd-ce": [{"steps": 8}, {"steps": 6, "restarts": 2, "bucket": 2, "interval": 2, "eot": 2}],
     "attack:apgd-dlr": [{"steps": 8}, {"steps": 5, "restarts": 0, "enlarge": False, "interval": 0}],
     "attack:apgd-t": [{"steps": 4, "targets": 2}, {"steps": 2, "targets": 0, "bucket": 1}],
