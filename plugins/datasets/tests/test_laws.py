@@ -61,6 +61,21 @@ def permuted(folder: Path) -> dict[str, Any]:
     return {**mixture(folder), **other}
 
 
+def subset(folder: Path) -> dict[str, Any]:
+    """Five of nine images, drawn."""
+    return {"of": {"use": "npz-shards", **npz_shards(folder)}, "count": 5}
+
+
+def spread(folder: Path) -> dict[str, Any]:
+    """Four of nine, evenly."""
+    return {**subset(folder), "count": 4, "choose": "even"}
+
+
+def smaller(folder: Path) -> dict[str, Any]:
+    """Five images, averaged down to a size that does not divide the border's."""
+    return {**mnist(folder), "size": 13}
+
+
 def celeba(folder: Path) -> dict[str, Any]:
     """Two pictures with labels."""
     encoded.celeba(folder)
@@ -106,7 +121,8 @@ EXAMPLES = {
     "dataset:hf:owner/name": [hugging_face],
     "dataset:imagenet-folder": [imagenet],
     "dataset:lsun": [lsun],
-    "dataset:mnist": [mnist],
+    "dataset:mnist": [mnist, smaller],
+    "dataset:subset": [subset, spread],
     "dataset:webdataset": [webdataset],
 }
 
