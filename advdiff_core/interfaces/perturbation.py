@@ -91,18 +91,18 @@ class Perturbation(Component):
     def budget(self, noised: Noised, rng: Draws) -> Budget:
         """The constraint for these samples; radius is a float or [B]."""
 
-    def budget_at(self, noised: Noised, step: Step, rng: Draws) -> Budget:
+    def budget_at(self, noised: Noised, probe: Probe, rng: Draws) -> Budget:
         """The constraint where it depends on a network; what the core asks for.
 
-        By default it is `budget`. Override it to read a query that `needs` lists, for example the
-        radius that a model role predicts; values come without a graph.
+        By default it is `budget`. Override it to read a query that `needs` lists from `probe.step`,
+        for example the radius that a model role predicts; values come without a graph.
 
         Args:
             noised: The base view.
-            step: The unmoved step; `get` answers the queries of `needs`.
+            probe: Access to the unmoved step.
             rng: Random numbers of this view's own stream.
         """
-        del step
+        del probe
         return self.budget(noised, rng)
 
     @abstractmethod
@@ -132,7 +132,7 @@ class Perturbation(Component):
     @final
     def perturb(self, noised: Noised, probe: Probe, rng: Draws, domain: Domain | None) -> Noised:
         """Search, project and apply. `domain` clips image views and scales pixel budgets."""
-        budget = self.budget_at(noised, probe.step, rng)
+        budget = self.budget_at(noised, probe, rng)
         if budget.unit != self.unit:
             message = (
                 f"budget in {budget.unit!r} units, but delta is declared in {self.unit!r} units"

@@ -213,7 +213,7 @@ class TrainStep:
             return moved
         assert moved.delta is not None
         assert moved.radius is not None
-        budget = perturbation.budget_at(base, self, self.rng(f"view/{name}"))
+        budget = perturbation.budget_at(base, ViewProbe(self, name), self.rng(f"view/{name}"))
         budget = budget._replace(radius=moved.radius)
         self._free[name] = (moved.delta / scale_of(budget, base, self.domain), budget)
         return self._free_view(name, base)

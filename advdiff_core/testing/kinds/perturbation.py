@@ -11,6 +11,7 @@ from torch import Tensor
 from advdiff_core.interfaces.perturbation import Perturbation, scale_of
 from advdiff_core.math import norms
 from advdiff_core.step.plan import rehearse
+from advdiff_core.step.probe import ViewProbe
 from advdiff_core.testing import bench, casts
 from advdiff_core.testing.bench import World, batch_of, seeds, sizes
 from advdiff_core.testing.compare import finite, same_bits, same_values
@@ -39,7 +40,8 @@ def stage(subject: Subject, world: World, **how: Any) -> Stage:
 def budget_of(made: Stage, shot: casts.Shot) -> Budget:
     """The budget of a shot, asked for again with the same numbers."""
     perturbation = casts.perturbation_of(made)
-    budget = perturbation.budget_at(shot.base, shot.step, shot.step.rng("view/adv"))
+    probe = ViewProbe(shot.step, "adv")
+    budget = perturbation.budget_at(shot.base, probe, shot.step.rng("view/adv"))
     radius = torch.as_tensor(budget.radius, dtype=torch.float64)
     return budget._replace(radius=radius.expand(shot.base.x_t.shape[0]))
 
@@ -114,8 +116,8 @@ def _scale_budget(perturbation: Perturbation, factor: Tensor) -> None:
     """Multiply the radius of each sample [B] of an instance by `factor` [B]."""
     original = perturbation.budget_at
 
-    def scaled(noised: Noised, step: Any, rng: Any) -> Budget:
-        budget = original(noised, step, rng)
+    def scaled(noised: Noised, probe: Any, rng: Any) -> Budget:
+        budget = original(noised, probe, rng)
         radius = torch.as_tensor(budget.radius, dtype=factor.dtype) * factor
         return budget._replace(radius=radius)
 
@@ -164,7 +166,7 @@ def _watch_inputs(perturbation: Perturbation, held: dict[str, Tensor]) -> None:
     """Keep copies of the tensors that a search is handed."""
     original = perturbation.budget_at
 
-    def watched(noised: Noised, step: Any, rng: Any) -> Budget:
+    def watched(noised: Noised, probe: Any, rng: Any) -> Budget:
         held.update(
             {
                 name: value.clone()
@@ -172,7 +174,7 @@ def _watch_inputs(perturbation: Perturbation, held: dict[str, Tensor]) -> None:
                 if isinstance(value, Tensor)
             }
         )
-        return original(noised, step, rng)
+        return original(noised, probe, rng)
 
     perturbation.budget_at = watched  # type: ignore[method-assign]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from advdiff_robustadv.perturbations import RayFGSM, RayRandom
-from advdiff_robustadv.terms import Equivariance, Invariance, rule_weight
+from advdiff_robustadv.terms import Equivariance, Invariance
+from advdiff_robustadv.weights import rule_weight
 from torch import Tensor, nn
 
 from advdiff_core import (

@@ -11,12 +11,10 @@ from advdiff_core import (
     Build,
     Draws,
     EpsHat,
-    Fault,
     Noised,
     Perturbation,
     Probe,
     Query,
-    RecipeError,
     SearchCost,
     expand,
 )
@@ -24,22 +22,22 @@ from advdiff_core.math import norms
 from advdiff_core.settings import setting, settings
 from advdiff_robustadv import rays
 
-__all__ = ["RayFGSM", "RayRandom"]
+__all__ = [
+    "OBJECTIVE", "ROLE", "STEPS", "STEP_SCALE", "ClimbingRay", "Objective", "Ray", "RayFGSM",
+    "RayRandom",
+]  # fmt: skip
 
 
-class _Ray(Perturbation):
+class Ray(Perturbation):
     """A Linf box of radius r(t), and a uniform start in it."""
 
-    settings: rays.RaySettings
+    settings: Any
     source: ClassVar[str] = rays.SOURCE
 
-    def __init__(self, settings: rays.RaySettings, build: Build) -> None:
+    def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
         self.unit = settings.unit
-
-    def budget(self, noised: Noised, rng: Draws) -> Budget:
-        """The box [-r(t), r(t)]."""
-        return Budget("linf", rays.radius(self.settings, noised, rng), self.settings.unit)
+        rays.require_noise(build)
 
     def needs(self, base: str) -> tuple[Query[Any], ...]:
         """Nothing; refuses a view of images, which has no noise level.
@@ -47,12 +45,7 @@ class _Ray(Perturbation):
         Raises:
             RecipeError: R10 if `base` is a view of images.
         """
-        view = self.build.views.get(base)
-        if view is not None and view.root != "clean":
-            message = f"{base!r} is a view of images, which have no noise level"
-            fix = 'write from = "clean", or a view made from it'
-            key = f"{self.build.path.removesuffix('.perturb')}.from"
-            raise RecipeError([Fault(code="R10", key=key, message=message, fix=fix)])
+        rays.require_noised(self.build, base)
         return ()
 
     def start(self, noised: Noised, budget: Budget, rng: Draws) -> Tensor:
@@ -62,12 +55,16 @@ class _Ray(Perturbation):
         return inside * expand(_tensor(budget.radius), noised.x_t)
 
 
-class RayRandom(_Ray):
+class RayRandom(Ray):
     """Random perturbation, uniform in the box of the ray (Robust_ran); no extra pass."""
 
     @settings
     class Settings(rays.RaySettings):
         """Keys of `use = "ray-random"`."""
+
+    def budget(self, noised: Noised, rng: Draws) -> Budget:
+        """The box [-r(t), r(t)]."""
+        return Budget("linf", rays.radius(self.settings, noised, rng), self.settings.unit)
 
     def search(self, noised: Noised, budget: Budget, probe: Probe, rng: Draws) -> Tensor:
         """The random start itself."""
@@ -75,27 +72,16 @@ class RayRandom(_Ray):
         return self.start(noised, budget, rng)
 
 
-class RayFGSM(_Ray):
-    """Random start in the box of the ray, then signed gradient steps on the denoiser (Robust_adv).
+#: Keys of a climbing search, for settings that have different bases.
+ROLE = setting("student", ref="role", help="denoiser that is attacked")
+STEPS = setting(1, ge=1, le=1000, help="signed gradient steps; the paper takes one")
+STEP_SCALE = setting(1.0, gt=0.0, help="length of a step as a share of the radius")
+OBJECTIVE = setting("prediction-gap", help="what the attack makes large")
+Objective = Literal["prediction-gap", "equivariance-residual"]
 
-    FOUND: one FGSM step from a random start, projected, maximising the prediction gap
-    `J = |eps_hat(x_t + delta) - eps_hat(x_t)|^2`. DERIVED: the start cannot be zero, where the
-    gradient of J vanishes. UNKNOWN: the step length; `step_scale = 1` is ours. Each step costs one
-    forward and one backward towards the input; the clean forward is shared with the terms.
-    """
 
-    @settings
-    class Settings(rays.RaySettings):
-        """Keys of `use = "ray-fgsm"`."""
-
-        role: str = setting("student", ref="role", help="denoiser that is attacked")
-        steps: int = setting(1, ge=1, le=1000, help="signed gradient steps; the paper takes one")
-        step_scale: float = setting(1.0, gt=0.0, help="length of a step as a share of the radius")
-        objective: Literal["prediction-gap", "equivariance-residual"] = setting(
-            "prediction-gap", help="what the attack makes large"
-        )
-
-    settings: Settings
+class ClimbingRay(Ray):
+    """A ray whose search climbs: a random start, then signed gradient steps on the denoiser."""
 
     def needs(self, base: str) -> tuple[Query[Any], ...]:
         """The prediction at the unmoved input, which the terms share."""
@@ -131,6 +117,29 @@ class RayFGSM(_Ray):
     def _shift(self, delta: Tensor, noised: Noised) -> Tensor:
         assert noised.sigma is not None
         return delta if self.settings.unit == "noise" else delta / noised.sigma
+
+
+class RayFGSM(ClimbingRay):
+    """Random start in the box of the ray, then signed gradient steps on the denoiser (Robust_adv).
+
+    FOUND: one FGSM step from a random start, projected, maximising the prediction gap
+    `J = |eps_hat(x_t + delta) - eps_hat(x_t)|^2`. DERIVED: the start cannot be zero, where the
+    gradient of J vanishes. UNKNOWN: the step length; `step_scale = 1` is ours. Each step costs one
+    forward and one backward towards the input; the clean forward is shared with the terms.
+    """
+
+    @settings
+    class Settings(rays.RaySettings):
+        """Keys of `use = "ray-fgsm"`."""
+
+        role: str = ROLE
+        steps: int = STEPS
+        step_scale: float = STEP_SCALE
+        objective: Objective = OBJECTIVE
+
+    def budget(self, noised: Noised, rng: Draws) -> Budget:
+        """The box [-r(t), r(t)]."""
+        return Budget("linf", rays.radius(self.settings, noised, rng), self.settings.unit)
 
 
 def _tensor(radius: Tensor | float) -> Tensor:

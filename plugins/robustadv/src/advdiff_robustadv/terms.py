@@ -5,11 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from advdiff_core import (
-    Budget,
     Build,
     Delta,
     EpsHat,
@@ -19,31 +17,20 @@ from advdiff_core import (
     RecipeError,
     Step,
     View,
-    expand,
 )
-from advdiff_core.interfaces.perturbation import scale_of
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.rays import SOURCE
+from advdiff_robustadv import rays
+from advdiff_robustadv.weights import WeightKeys, weight_of
 
-__all__ = ["Equivariance", "Invariance", "rule_weight"]
-
-#: Standard deviation of U(-r, r) is r / sqrt(3).
-SQRT3 = 3**0.5
+__all__ = ["Equivariance", "Invariance", "base_of", "require_denoiser"]
 
 
 @settings
-class _Keys:
+class _Keys(WeightKeys):
     """Keys common to both regularisers."""
 
     view: str = setting("adv", ref="view", help="the perturbed view")
     role: str = setting("student", ref="role", help="denoiser that is trained")
-    weight_rule: Literal["inverse-radius", "constant"] = setting(
-        "inverse-radius", help="factor per sample: sqrt(3) / r, with the radius used, or 1"
-    )
-    w_max: float = setting(
-        10 / 3, ge=0.0,
-        help="cap of that factor at w_max (sigma / r)^2, before the term's weight; 0 for none",
-    )  # fmt: skip
     detach_reference: bool = setting(
         False, help="no gradient through the prediction on the unperturbed view"
     )
@@ -53,12 +40,13 @@ class _Regulariser(LossTerm):
     """Mean over elements of `c(t) |eps_hat(x_t + delta) - eps_hat(x_t) - shift|^2`."""
 
     settings: Any
-    source: ClassVar[str] = SOURCE
+    source: ClassVar[str] = rays.SOURCE
 
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
-        base = _base_of(build, settings.view)
-        _require_denoiser(build, settings.role)
+        base = base_of(build, settings.view)
+        require_denoiser(build, settings.role)
+        rays.require_noise(build)
         self.perturbed = EpsHat(settings.role, settings.view)
         self.reference = EpsHat(settings.role, base)
         self.noised, self.delta = View(settings.view), Delta(settings.view)
@@ -78,45 +66,10 @@ class _Regulariser(LossTerm):
         return self._weight(step, noised).to(loss.dtype) * loss
 
     def _weight(self, step: Step, noised: Noised) -> Tensor:
-        assert noised.radius is not None, "a perturbed view records its radius"
-        assert noised.sigma is not None
         perturbation = step.setup.views[self.settings.view].perturbation
         assert perturbation is not None
         domain = self.build.data.domain if self.build.data is not None else None
-        scale = scale_of(Budget("linf", 0.0, perturbation.unit), noised, domain)
-        moved = expand(noised.radius, noised.x_t) * scale
-        return rule_weight(
-            noised.radius,
-            (moved / noised.sigma).flatten(),
-            rule=self.settings.weight_rule,
-            w_max=self.settings.w_max,
-        )
-
-
-def rule_weight(radius: Tensor, noise_radius: Tensor, *, rule: str, w_max: float) -> Tensor:
-    """Factor c(t) of each sample [B]; the core multiplies it by the term's `weight` lambda.
-
-    FOUND: `lambda_t = lambda sqrt(3) / r(t)` (rule "inverse-radius"), that is lambda over the
-    standard deviation of a uniform delta. DERIVED: `c <= w_max / noise_radius^2`, so that the
-    weight of the regulariser against the denoising loss, `lambda c E[(delta / sigma)^2]`, is at
-    most `lambda w_max` at every noise level.
-
-    Args:
-        radius: Radius used [B], in the perturbation's unit.
-        noise_radius: The same radius in units of eps [B].
-        rule: "inverse-radius" or "constant".
-        w_max: Cap; 0 for none.
-
-    Returns:
-        Factor [B]; 0 where the radius is 0, as nothing was moved there.
-    """
-    some = radius > 0
-    weight = torch.ones_like(radius)
-    if rule == "inverse-radius":
-        weight = SQRT3 / torch.where(some, radius, 1.0)
-    if w_max > 0:
-        weight = torch.minimum(weight, w_max / torch.where(some, noise_radius, 1.0).square())
-    return torch.where(some, weight, 0.0)
+        return weight_of(self.settings, noised, perturbation, domain)
 
 
 class Equivariance(_Regulariser):
@@ -157,7 +110,7 @@ class Invariance(_Regulariser):
         return 0.0
 
 
-def _base_of(build: Build, view: str) -> str:
+def base_of(build: Build, view: str) -> str:
     """The view below a perturbed one.
 
     Raises:
@@ -174,7 +127,7 @@ def _base_of(build: Build, view: str) -> str:
     return info.base
 
 
-def _require_denoiser(build: Build, role: str) -> None:
+def require_denoiser(build: Build, role: str) -> None:
     """Refuse a role that predicts no noise.
 
     Raises:
