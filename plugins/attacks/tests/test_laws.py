@@ -11,6 +11,10 @@ EXAMPLES = {
         {"version": "rand", "steps": 3, "eot": 2},
         {"version": "fast", "steps": 3, "bucket": 2, "interval": 0},
     ],
+    "attack:spsa": [
+        {"steps": 3, "samples": 8, "at_once": 3},
+        {"steps": 2, "samples": 4, "loss": "kl", "drop_broken": False, "at_once": 9},
+    ],
     "attack:square": [
         {"queries": 20},
         {"queries": 12, "restarts": 2, "rescale": True, "bucket": 2, "interval": 3},
@@ -18,6 +22,17 @@ EXAMPLES = {
     "attack:apgd-ce": [{"steps": 8}, {"steps": 6, "restarts": 2, "bucket": 2, "interval": 2, "eot": 2}],
     "attack:apgd-dlr": [{"steps": 8}, {"steps": 5, "restarts": 0, "enlarge": False, "interval": 0}],
     "attack:apgd-t": [{"steps": 4, "targets": 2}, {"steps": 2, "targets": 0, "bucket": 1}],
+    "attack:cw-l2": [
+        {"steps": 20, "searches": 3, "initial_c": 10.0, "lr": 0.3},
+        {"steps": 10, "searches": 10, "initial_c": 100.0, "lr": 1.0, "abort_early": False},
+    ],
+    "attack:deepfool": [{"steps": 10}, {"steps": 4, "candidates": 1, "overshoot": 0.1}],
+    "attack:eot": [
+        {"attack": {"use": "pgd", "steps": 3, "loss": "dlr"}, "samples": 3},
+        {"attack": {"use": "fgsm"}, "samples": 3, "noise": "frozen", "at_once": 2},
+        {"attack": {"use": "pgd", "steps": 2, "drop_broken": True}, "samples": 2, "at_once": 1},
+        {"attack": {"use": "fab", "steps": 2}, "samples": 2},
+    ],
     "attack:fab": [{"steps": 3}, {"steps": 2, "restarts": 2, "candidates": 2, "settle": True}],
     "attack:fab-t": [
         {"steps": 3, "targets": 2},
