@@ -16,6 +16,7 @@ from advdiff_core.errors import (
     Interrupted,
     PluginError,
     StorageError,
+    UnsoundError,
     UsageError,
     one_line,
 )
@@ -79,7 +80,7 @@ def _explain_known(error: AdvdiffError, site: Site) -> int:
         # Stopping on request is no error; the line says how to go on.
         stopped = isinstance(error, Interrupted)
         say(line.replace("advdiff: error ", "advdiff: ", 1) if stopped else line)
-    if isinstance(error, PluginError) and error.__cause__ is not None:
+    if isinstance(error, PluginError | UnsoundError) and error.__cause__ is not None:
         say(_crash_log(error, site))
     return error.exit_code
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import define, field, frozen
@@ -34,6 +34,10 @@ from advdiff_core.errors import AdvdiffError, DataError, Interrupted, StorageErr
 from advdiff_core.hooks.manager import Hooks
 from advdiff_core.hooks.specs import RunInfo
 from advdiff_core.recipe import Recipe, load_recipe, lock_text
+
+if TYPE_CHECKING:
+    from advdiff_core.engine.robust.job import AttackJob
+    from advdiff_core.engine.robust.result import RobustReport
 
 __all__ = ["EVALUATION", "RunResult", "Trained", "open_trained", "plan", "train"]
 
@@ -347,6 +351,18 @@ class Trained:
             )
         self.rundir.write(EVALUATION, strict_json.dumps(found))
         return found
+
+    def attack(
+        self,
+        job: AttackJob,
+        *,
+        stop: StopFlag | tuple[()] = (),
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> RobustReport:
+        """Attack the run; see `advdiff_core.engine.robust.evaluate.attack_run`."""
+        from advdiff_core.engine.robust.evaluate import attack_run
+
+        return attack_run(self, job, stop=stop, tell=tell)
 
 
 def open_trained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -22,6 +22,7 @@ from advdiff_core.report.compare import comparison, differences
 from advdiff_core.report.facts import clean, cost_rows, facts, number, sentence
 from advdiff_core.report.measures import Group, groups_of
 from advdiff_core.report.record import Picture, RunRecord
+from advdiff_core.report.robust import config_lines, curve_svg, robust_tables, title_of
 
 __all__ = ["render"]
 
@@ -124,6 +125,7 @@ class _RunPage:
     earlier: list[_Image]
     metrics: list[Group]
     measured: str
+    robust: list[dict[str, Any]]
     cost: list[list[str]]
     sections: list[_SectionPage]
     facts: list[tuple[str, str]]
@@ -140,6 +142,7 @@ class _RunPage:
             earlier=pictures[:-1],
             metrics=groups_of(record.evaluation),
             measured=_measured(record),
+            robust=[_robust(name, tables) for name, tables in record.robust],
             cost=cost_rows(record.plan),
             sections=[_SectionPage.of(section) for section in sections],
             facts=facts(record),
@@ -171,6 +174,23 @@ def _data_uri(png: bytes) -> str:
 def _measured(record: RunRecord) -> str:
     nimg = record.evaluation.get("nimg")
     return f"Measured after {number(nimg)} images." if nimg is not None else ""
+
+
+def _robust(name: str, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of an evaluation under attack."""
+    flags = [f"{one['code']}: {one['message']} - {one['fix']}" for one in tables["flags"]]
+    return {
+        "title": clean(title_of(tables), limit=1000),
+        "name": clean(name),
+        "tables": [
+            ([clean(cell) for cell in head], [[clean(cell) for cell in row] for row in rows])
+            for head, rows in robust_tables(tables)
+        ],
+        "svg": curve_svg(tables),
+        "facts": [(clean(key), clean(value, limit=1000)) for key, value in config_lines(tables)],
+        "notes": [clean(one, limit=1000) for one in tables["notes"]],
+        "flags": [clean(one, limit=1000) for one in flags],
+    }
 
 
 def _charts(records: Sequence[RunRecord]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from advdiff_core.engine.rundir import RunDir, open_run
 from advdiff_core.engine.safe_read import read_bytes
 from advdiff_core.errors import AdvdiffError, DataError, RecipeError
 from advdiff_core.recipe.read import read_file
+from advdiff_core.report.robust import read_robust
 
 __all__ = ["Picture", "RunRecord", "read_record"]
 
@@ -53,6 +54,7 @@ class RunRecord:
         lock: The table `[lock]`: what the recipe was resolved with.
         rows: Lines of the log, oldest first.
         evaluation: Content of `evaluation.json`: metrics, protocols, nimg; empty if there is none.
+        robust: Evaluations under attack: name of the folder, content of its `report.json`.
         checkpoints: Images seen of each complete checkpoint, newest first.
         plan: Passes per step, as `advdiff plan --json` gives them; empty if they were not stored.
         provenance: Versions and hardware, from the newest checkpoint.
@@ -66,6 +68,7 @@ class RunRecord:
     lock: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...]
     evaluation: Mapping[str, Any]
+    robust: tuple[tuple[str, Mapping[str, Any]], ...]
     checkpoints: tuple[int, ...]
     plan: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -133,6 +136,7 @@ def read_record(folder: Path) -> RunRecord:
         lock=lock if isinstance(lock, dict) else {},
         rows=attempt(lambda: tuple(_rows(run)), ()),
         evaluation=attempt(lambda: _json(run, "evaluation.json"), {}),
+        robust=tuple(read_robust(run.path, problems)),
         plan=attempt(lambda: _json(run, "plan.json"), {}),
         checkpoints=tuple(_checkpoints(run, problems)),
         provenance=attempt(lambda: _provenance(run), {}),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advdiff_core.cli import completion, options
+from advdiff_core.cli.attacks import robust_lines
 from advdiff_core.cli.environment import catalogue
 from advdiff_core.cli.measured import measured, measured_json
 from advdiff_core.cli.output import emit, emit_json, number, quoted, shown, table
@@ -79,6 +80,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "nimg": record.nimg,
         "images": record.images,
         **measured_json(record.evaluation),
+        "robust": dict(record.robust),
         "last": dict(record.rows[-1]) if record.rows else {},
         "checkpoints": record.checkpoints,
         "provenance": record.provenance,
@@ -100,6 +102,8 @@ def _print_run(record: RunRecord) -> None:
     emit(table(facts, indent="  "))
     if record.metrics:
         emit(measured(record.evaluation))
+    for line in robust_lines(record.robust):
+        emit(line)
     for problem in record.problems:
         emit(f"  problem: {escape(problem, limit=600)}")
     if record.state == "stopped":

@@ -1,0 +1,160 @@
+"""Evaluations under attack in tables and a curve, from their `report.json`. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from advdiff_core.engine import strict_json
+from advdiff_core.engine.safe_read import read_bytes
+from advdiff_core.errors import AdvdiffError, DataError
+from advdiff_core.report.charts import Series, line_chart
+
+__all__ = ["config_lines", "curve_svg", "read_robust", "robust_tables", "title_of"]
+
+Tables = Mapping[str, Any]
+Table = tuple[Sequence[str], list[Sequence[str]]]
+_MAX = 2**30
+_NEEDED = ("config", "clean", "curve", "stages", "notes", "flags", "time")
+
+
+def read_robust(folder: Path, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """The finished evaluations of a run: name of the folder, content of `report.json`.
+
+    Args:
+        folder: The run folder.
+        problems: Gets what could not be read.
+    """
+    try:
+        places = sorted(path for path in (folder / "robust").iterdir() if path.is_dir())
+    except OSError:
+        return []
+    found = []
+    for place in places:
+        path = place / "report.json"
+        if not path.exists():
+            problems.append(f"{path}: the evaluation is not finished; repeat its command to go on")
+            continue
+        try:
+            found.append((place.name, _read(path)))
+        except AdvdiffError as error:
+            problems.append(str(error))
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    tables = strict_json.loads(read_bytes(path, limit=_MAX), where=str(path))
+    if not isinstance(tables, dict) or any(key not in tables for key in _NEEDED):
+        raise DataError("is no report of an evaluation", code="S15", where=str(path))
+    return tables
+
+
+def eps_text(eps: float, *, pixels: bool = True) -> str:
+    """A radius on the [0, 1] scale and in levels of 255."""
+    return f"{eps:.6g} ({255 * eps:.4g}/255)" if pixels else f"{eps:.6g}"
+
+
+def number_text(one: Tables) -> str:
+    """A share with its counts and interval, or a mean with its interval."""
+    if "hits" in one:
+        share = 100 * one["hits"] / one["count"] if one["count"] else 0.0
+        ends = f"[{100 * one['low']:.2f}, {100 * one['high']:.2f}]"
+        return f"{share:.2f} % ({one['hits']} of {one['count']}) {ends}"
+    return f"{one['value']:.6g} [{one['low']:.6g}, {one['high']:.6g}] ({one['count']})"
+
+
+def title_of(tables: Tables) -> str:
+    """What was done, on one line."""
+    config = tables["config"]
+    names = ", ".join(one["name"] for one in config["attacks"])
+    radii = ", ".join(eps_text(eps) for eps in config["eps"])
+    return f"{names} in {config['norm']}, eps {radii}"
+
+
+def config_lines(tables: Tables) -> list[tuple[str, str]]:
+    """What was evaluated: weights, data, attacks."""
+    config = tables["config"]
+    average = "as trained" if config["ema"] < 0 else f"average {config['ema']}"
+    lines = [
+        ("objective", config["objective"]),
+        ("role", f"{config['role']}, weights {average}, {config['nimg']:,} images seen"),
+        ("weights", config["weights"][:16]),
+        ("samples", f"{config['samples']['num']:,}, {config['samples']['pick']}"),
+    ]
+    data = config.get("data")
+    if data:
+        split = f", split {data['split']}" if data.get("split") else ""
+        fingerprint = data["fingerprint"][:16]
+        lines.append(("data", f"{data['use']}{split}, {data['count']:,} samples, {fingerprint}"))
+    for one in config["attacks"]:
+        keys = ", ".join(f"{key}={value}" for key, value in one["settings"].items())
+        owner = f" of {one['distribution']}" if one["distribution"] else ""
+        lines.append((f"attack {one['name']}", f"{one['use']}{owner}; {keys or 'no settings'}"))
+    lines.append(("seed", f"{config['seed']}, {config['batch']} samples per bucket"))
+    return lines
+
+
+def robust_tables(tables: Tables) -> Iterator[Table]:
+    """The curve, and what each attack did, as head and rows."""
+    yield _curve(tables)
+    yield _stages(tables)
+
+
+def _verdicts(tables: Tables) -> bool:
+    return bool(tables["config"]["objective"] == "classify")
+
+
+def _curve(tables: Tables) -> Table:
+    names = [one["name"] for one in tables["config"]["attacks"]]
+    several = len(names) > 1
+    what = "correct" if _verdicts(tables) else "objective"
+    head = [f"eps ({tables['config']['norm']})", *(names if several else []), f"worst, {what}"]
+    rows: list[Sequence[str]] = []
+    for case, clean in tables["clean"].items():
+        label = f"clean {case}".strip()
+        rows.append([label, *([""] * len(names) if several else []), number_text(clean)])
+        for point in tables["curve"]:
+            if point["case"] == case:
+                cells = [number_text(point["attacks"][name]) for name in names] if several else []
+                label = f"{eps_text(point['eps'])} {case}".strip()
+                rows.append([label, *cells, number_text(point["worst"])])
+    return head, rows
+
+
+def _stages(tables: Tables) -> Table:
+    head = ["attack", "eps", "tested", "broken", "max norm", "forwards", "gradients", "seconds"]
+    if not _verdicts(tables):
+        head.remove("broken")
+    times = tables["time"]["stages"]
+    rows: list[Sequence[str]] = []
+    for one, seconds in zip(tables["stages"], times, strict=True):
+        name = f"{one['name']} {one['case']}".strip()
+        radius = "any" if one["eps"] is None else eps_text(one["eps"])
+        counts = [f"{one['tested']:,}", f"{one['broken']:,}"][: 2 if _verdicts(tables) else 1]
+        passes = [f"{one['forwards']:,}", f"{one['gradients']:,}", f"{seconds:.1f}"]
+        rows.append([name, radius, *counts, eps_text(one["max_norm"]), *passes])
+    return head, rows
+
+
+def curve_svg(tables: Tables) -> Markup:
+    """Robust accuracy in per cent, or the objective, over eps in levels of 255."""
+    lines = []
+    for colour, (case, clean) in enumerate(tables["clean"].items()):
+        points = [(0.0, _height(clean))]
+        points += [
+            (255 * point["eps"], _height(point["worst"]))
+            for point in tables["curve"]
+            if point["case"] == case and point["eps"] > 0
+        ]
+        lines.append(Series(label=case or "worst case", points=points, colour=colour))
+    what = "robust accuracy in per cent" if _verdicts(tables) else "objective"
+    return line_chart(what, lines, unit=f"eps, {tables['config']['norm']}, levels of 255")
+
+
+def _height(one: Tables) -> float:
+    if "hits" in one:
+        return 100 * one["hits"] / one["count"] if one["count"] else 0.0
+    return float(one["value"])
