@@ -77,10 +77,10 @@ class _DenseMove(Move):
     def move(self, state: State, index: int) -> None:
         """One step with momentum; the first has none."""
         share = ALPHA if index else 1.0
-        ahead = self.direction(state.gradient).mul_(per_sample(state.step, state.x))
-        moved = self.inside(state, ahead.add_(state.point))
-        moved.sub_(state.point).mul_(share).add_(state.point)
-        moved.add_(state.point.sub(state.old).mul_(1 - share))
+        direction = self.direction(state.gradient)
+        ahead = torch.addcmul(state.point, per_sample(state.step, state.x), direction)
+        moved = torch.lerp(state.point, self.inside(state, ahead), share)
+        moved.add_(state.point, alpha=1 - share).sub_(state.old, alpha=1 - share)
         state.old.copy_(state.point)
         state.point.copy_(self.inside(state, moved))
 
@@ -95,7 +95,7 @@ class _DenseMove(Move):
 
     @abstractmethod
     def direction(self, gradient: Tensor) -> Tensor:
-        """A fresh tensor: the step of unit norm along `gradient` [N, ...]."""
+        """The step of unit norm along `gradient` [N, ...]."""
 
     @abstractmethod
     def inside(self, state: State, point: Tensor) -> Tensor:

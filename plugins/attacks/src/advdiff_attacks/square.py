@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
 from advdiff_attacks.best import Best
 from advdiff_attacks.buckets import Buckets, remaining, settled
 from advdiff_attacks.objectives import Objective, objective_of
-from advdiff_attacks.square_moves import State, move_of
+from advdiff_attacks.square_moves import Move, State, move_of
 from advdiff_attacks.square_plan import as_images, windows
 from advdiff_core import Attack, Budget, Draws, SearchCost, Victim
 from advdiff_core.settings import setting, settings
@@ -87,32 +88,56 @@ class Square(Attack):
         state = move.start(images, torch.as_tensor(budget.radius), draws)
         whole = state.rows(slice(0, len(images)))
         buckets = Buckets(victim, len(x), x.device, size=s.bucket)
+        front = _parts(buckets, state)
         for query in range(-1, s.queries):
-            for span, part in buckets.parts:
-                rows = state.rows(span)
-                kept = move.propose(rows, query) if query >= 0 else None
-                better = _judge(part, rows, x.shape[1:])
-                if kept is not None:
-                    move.settle(rows, query, kept, better)
+            for part in front:
+                part.ask(move, query, x.shape[1:])
             if s.interval and (query + 1) % s.interval == 0:
-                state = _drop(buckets, state, whole)
+                state, before = _drop(buckets, state, whole), state
                 if not len(state.x):
                     return whole
+                front = front if state is before else _parts(buckets, state)
         whole.put(buckets.rows, state)
         return whole
 
 
-def _judge(victim: Victim, state: State, shape: torch.Size) -> Tensor:
-    """Which samples [N] are better off at their points; their loss and verdict are noted.
+@attrs.frozen
+class _Part:
+    """Samples that are attacked together: their victim, its margin, and views of their state."""
 
-    A broken sample stays where it was broken.
-    """
-    outputs = victim.outputs(state.point.reshape(-1, *shape))
-    loss, broken = objective_of(victim, "margin")(outputs), settled(victim, outputs)
-    better = ((loss > state.best) | broken) & ~state.broken
-    torch.where(better, loss, state.best, out=state.best)
-    state.broken.logical_or_(broken)
-    return better
+    victim: Victim
+    margin: Objective
+    state: State
+
+    def ask(self, move: Move, query: int, shape: torch.Size) -> None:
+        """Try a window (none at query -1); a broken sample stays where it was broken."""
+        state = self.state
+        kept = move.propose(state, query) if query >= 0 else None
+        outputs = self.victim.outputs(state.point.reshape(-1, *shape))
+        loss, broken = self.margin(outputs), settled(self.victim, outputs)
+        better = ((loss > state.best) | broken).logical_and_(~state.broken)
+        torch.where(better, loss, state.best, out=state.best)
+        state.broken.logical_or_(broken)
+        if kept is not None:
+            move.settle(state, query, kept, better)
+
+
+def _parts(buckets: Buckets, state: State) -> list[_Part]:
+    return [_Part(part, _margin(part), state.rows(span)) for span, part in buckets.parts]
+
+
+def _margin(victim: Victim) -> Objective:
+    """The margin as `objectives` has it, with what does not change computed once."""
+    labels = victim.labels
+    if labels is None:
+        return victim.loss
+    places = labels[:, None]
+
+    def margin(logits: Tensor) -> Tensor:
+        others = logits.scatter(1, places, -torch.inf)
+        return others.amax(1).sub_(logits.gather(1, places).squeeze(1))
+
+    return margin
 
 
 def _drop(buckets: Buckets, state: State, whole: State) -> State:

@@ -111,17 +111,17 @@ class _Corners(Move):
     def propose(self, state: State, query: int) -> Tensor:
         """Move one window to its upper or lower ends, by channel."""
         rows, columns = self._slices(query)
-        kept = state.point[:, :, rows, columns].clone()
-        for channel, up in enumerate(self.plan.signs[query]):
-            ends = state.high if up else state.low
-            state.point[:, channel, rows, columns] = ends[:, channel, rows, columns]
+        window = state.point[:, :, rows, columns]
+        kept = window.clone()
+        high, low = state.high[:, :, rows, columns], state.low[:, :, rows, columns]
+        torch.where(self.plan.signs[query], high, low, out=window)
         return kept
 
     def settle(self, state: State, query: int, kept: Tensor, better: Tensor) -> None:
         """See `Move.settle`."""
         rows, columns = self._slices(query)
         window = state.point[:, :, rows, columns]
-        window.copy_(torch.where(per_sample(better, window), window, kept))
+        torch.where(per_sample(better, window), window, kept, out=window)
 
     def _slices(self, query: int) -> tuple[slice, slice]:
         (top, left), (height, width) = self.plan.places[query], self.plan.sizes[query]

@@ -25,14 +25,14 @@ class Windows:
         sizes: Rows and columns of each window.
         places: First row and column.
         seconds: The same of a second window, from which mass is taken (L2, L1).
-        signs: Sign of each channel, True for up, by query (Linf).
+        signs: Sign of each channel [Q, 1, C, 1, 1], True for up (Linf); on the device of the draws.
         turned: Whether the bump is transposed, by query (L2, L1).
     """
 
     sizes: list[tuple[int, int]]
     places: list[tuple[int, int]]
     seconds: list[tuple[int, int]]
-    signs: list[list[bool]]
+    signs: Tensor
     turned: list[bool]
 
 
@@ -57,7 +57,8 @@ def windows(  # noqa: PLR0913 - image, number, schedule and randomness.
     """
     channels, height, width = shape
     generator = draws.generator()
-    unit = torch.rand(queries, 5 + channels, generator=generator, device=generator.device).tolist()
+    drawn = torch.rand(queries, 5 + channels, generator=generator, device=generator.device)
+    unit = drawn[:, :5].tolist()
     sizes = [
         window_size((height, width), share_of(i, queries, share=share, rescale=rescale), bumpy)
         for i in range(queries)
@@ -68,7 +69,7 @@ def windows(  # noqa: PLR0913 - image, number, schedule and randomness.
         places=[(int(u[0] * r), int(u[1] * c)) for u, (r, c) in zip(unit, room, strict=True)],
         seconds=[(int(u[2] * r), int(u[3] * c)) for u, (r, c) in zip(unit, room, strict=True)],
         turned=[u[4] > 0.5 for u in unit],
-        signs=[[one > 0.5 for one in u[5:]] for u in unit],
+        signs=drawn[:, 5:].gt(0.5).reshape(queries, 1, channels, 1, 1),
     )
 
 
