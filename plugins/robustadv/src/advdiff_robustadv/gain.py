@@ -85,7 +85,7 @@ class RayResponse(Query[Response]):
         assert moved.radius is not None
         assert noised.sigma is not None
         shape = shape_of(keys, step.get(RayCodes(keys.ray, base)))
-        radius = radius_of(shape, noised).to(moved.radius.dtype)
+        radius = radius_of(keys, shape, noised).to(moved.radius.dtype)
         used = moved.radius.clamp_min(1e-30)
         delta = expand(radius / used, moved.delta) * moved.delta
         query = EpsHat(self.role, base)

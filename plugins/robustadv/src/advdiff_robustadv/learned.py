@@ -54,6 +54,7 @@ class LearnedKeys:
     unit: Literal["image", "noise"] = setting(
         "image", help="add delta to x_t as it is, or to eps, which moves x_t by sigma delta"
     )
+    relative: bool = rays.RELATIVE
 
     def __attrs_post_init__(self) -> None:
         """Check the bounds.
@@ -121,9 +122,10 @@ def _between(raw: Tensor, low: float, start: float, high: float) -> tuple[Tensor
     return (low + (high - low) * found).clamp(low, high), (found - share).square()
 
 
-def radius_of(shape: Shape, noised: Noised) -> Tensor:
-    """Radius r = s(t)^omega + gamma of each sample [B]."""
-    return rays.noise_share(noised) ** shape.omega + shape.gamma
+def radius_of(keys: LearnedKeys, shape: Shape, noised: Noised) -> Tensor:
+    """Radius r = s(t)^omega + gamma of each sample [B], in the perturbation's unit."""
+    found = rays.noise_share(noised) ** shape.omega + shape.gamma
+    return found * rays.size_of(noised) if keys.relative else found
 
 
 @frozen
@@ -193,11 +195,12 @@ class RayLearned(ClimbingRay):
     def budget(self, noised: Noised, rng: Draws) -> Budget:
         """The box of the ray it starts from; `budget_at` is the one that is used."""
         del rng
-        share = rays.noise_share(noised)
-        return Budget("linf", share**self.settings.omega + self.settings.gamma, self.unit)
+        start = shape_of(self.settings, noised.x_t.new_zeros(noised.x_t.shape[0], 2))
+        return Budget("linf", radius_of(self.settings, start, noised), self.unit)
 
     def budget_at(self, noised: Noised, probe: Probe, rng: Draws) -> Budget:
         """The box of the ray that the model shapes."""
         del rng
         codes = probe.step.get(RayCodes(self.settings.ray, probe.base))
-        return Budget("linf", radius_of(shape_of(self.settings, codes), noised), self.unit)
+        shape = shape_of(self.settings, codes)
+        return Budget("linf", radius_of(self.settings, shape, noised), self.unit)

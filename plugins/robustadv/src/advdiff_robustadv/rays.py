@@ -16,8 +16,8 @@ from advdiff_core import Build, Draws, Fault, Noised, RecipeError
 from advdiff_core.settings import setting, settings
 
 __all__ = [
-    "SOURCE", "SQRT3", "RaySettings", "bias_of", "noise_share", "radius", "require_noise",
-    "require_noised",
+    "RELATIVE", "SOURCE", "SQRT3", "RaySettings", "bias_of", "noise_share", "radius",
+    "require_noise", "require_noised", "size_of",
 ]  # fmt: skip
 
 #: The paper, for `advdiff explain`; the README says how certain each part is.
@@ -27,6 +27,12 @@ SOURCE = "What Is Adversarial Training for Diffusion Models? (arXiv 2505.21742)"
 SQRT3 = 3**0.5
 
 _RANDOM = ("random", "multiplicative")
+
+#: A key of every ray.
+RELATIVE = setting(
+    False, applies=("unit", ("image",)),
+    help="count r(t) in sqrt(alpha^2 + sigma^2), the size of x_t, which is 1 on vp schedules",
+)  # fmt: skip
 
 #: Times of a continuous schedule that are looked at before the run.
 TIMES = 1001
@@ -48,6 +54,7 @@ class RaySettings:
     unit: Literal["image", "noise"] = setting(
         "image", help="add delta to x_t as it is, or to eps, which moves x_t by sigma delta"
     )
+    relative: bool = RELATIVE
 
     def __attrs_post_init__(self) -> None:
         """Check the bounds of the bias.
@@ -73,9 +80,15 @@ def noise_share(noised: Noised) -> Tensor:
     On a variance-preserving schedule this is the paper's `sqrt(1 - alpha_bar)`; on others it is the
     same number at the same signal-to-noise ratio (DERIVED).
     """
+    assert noised.sigma is not None, "rays live on noised views"
+    return noised.sigma.flatten() / size_of(noised)
+
+
+def size_of(noised: Noised) -> Tensor:
+    """Root mean square `sqrt(alpha^2 + sigma^2)` of `x_t` for data of unit variance [B]."""
     assert noised.alpha is not None, "rays live on noised views"
     assert noised.sigma is not None
-    return (noised.sigma / (noised.alpha.square() + noised.sigma.square()).sqrt()).flatten()
+    return (noised.alpha.square() + noised.sigma.square()).sqrt().flatten()
 
 
 def require_noise(build: Build) -> None:
@@ -128,4 +141,5 @@ def radius(keys: RaySettings, noised: Noised, rng: Draws) -> Tensor:
     """Radius r(t) of each sample [B], in the perturbation's unit."""
     share = noise_share(noised)
     shape, beta = share**keys.omega, bias_of(keys, share, rng)
-    return beta * shape if keys.bias == "multiplicative" else shape + beta
+    found = beta * shape if keys.bias == "multiplicative" else shape + beta
+    return found * size_of(noised) if keys.relative else found

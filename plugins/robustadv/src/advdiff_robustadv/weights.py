@@ -15,7 +15,8 @@ from advdiff_core.interfaces.perturbation import scale_of
 from advdiff_core.settings import setting, settings
 from advdiff_core.types import Domain
 from advdiff_robustadv.baselines import GaussianSmoothing, InputPerturbation
-from advdiff_robustadv.rays import SQRT3, noise_share
+from advdiff_robustadv.perturbations import Ray
+from advdiff_robustadv.rays import SQRT3, noise_share, size_of
 
 __all__ = ["WeightKeys", "low_noise_factor", "noise_radius", "rule_weight", "weight_of"]
 
@@ -51,8 +52,11 @@ def weight_of(
         domain: Range of the data, for budgets in pixels.
     """
     assert noised.radius is not None, "a perturbed view records its radius"
+    counted = noised.radius
+    if isinstance(perturbation, Ray | GaussianSmoothing) and perturbation.settings.relative:
+        counted = counted / size_of(noised)
     weight = rule_weight(
-        noised.radius,
+        counted,
         noise_radius(noised.radius, noised, perturbation, domain),
         rule=keys.weight_rule,
         w_max=keys.w_max,
@@ -83,7 +87,7 @@ def rule_weight(
     most `lambda w_max` at every noise level.
 
     Args:
-        radius: Radius used [B], in the perturbation's unit.
+        radius: Radius used [B], in the unit it is counted in.
         noise_radius: The same radius in units of eps [B].
         rule: "inverse-radius" or "constant".
         w_max: Cap; 0 for none.
