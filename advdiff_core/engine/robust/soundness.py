@@ -2,97 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from advdiff_core.engine.robust.evidence import AttackOutcome, Evidence, Flag, Inspection
+from advdiff_core.engine.robust.soundness_compare import compare_flags
+from advdiff_core.engine.robust.soundness_forward import forward_flags
+from advdiff_core.engine.robust.soundness_gradient import gradient_flags
+from advdiff_core.engine.robust.soundness_model import Inspected
+from advdiff_core.engine.robust.soundness_outcomes import outcome_flags
 
-from attrs import frozen
-from torch import Tensor, nn
+__all__ = ["AttackOutcome", "Evidence", "Flag", "Inspection", "inspect", "judge"]
 
-from advdiff_core.interfaces.attack import Victim
-from advdiff_core.types import Budget, Domain
-
-__all__ = ["AttackOutcome", "Evidence", "Flag", "judge"]
-
-
-@frozen(kw_only=True)
-class Flag:
-    """A reason to doubt a number.
-
-    Attributes:
-        code: Short fixed name, for example "zero-gradient".
-        message: What was found, with its numbers.
-        fix: What to do about it.
-        severity: "unsound": the number is no bound; "doubtful": it may be too high.
-    """
-
-    code: str
-    message: str
-    fix: str
-    severity: Literal["unsound", "doubtful"] = "unsound"
-
-
-@frozen(kw_only=True, eq=False)
-class AttackOutcome:
-    """What one attack did to the N samples of an evaluation, at the radius that is judged.
-
-    Attributes:
-        name: Name in the report: "pgd", or "autoattack/square" for a member of a composite.
-        use: Name of the component, as for `Evidence.probe`.
-        settings: Its settings, as plain values.
-        tested: Samples it ran on [N], bool, on the CPU.
-        broken: Samples it broke, by the independent check [N], bool.
-        silent: Samples it saw broken inside the budget while searching, and returned unbroken.
-        not_finite: Broken samples whose logits are not finite.
-        forwards: Forwards of single samples.
-        gradients: Gradients of single samples towards the input; 0 for score-based attacks.
-    """
-
-    name: str
-    use: str
-    settings: Mapping[str, Any]
-    tested: Tensor
-    broken: Tensor
-    silent: int
-    not_finite: int
-    forwards: int
-    gradients: int
-
-
-@frozen(kw_only=True, eq=False)
-class Evidence:
-    """What an evaluation knows of a classifier when it is judged.
-
-    Attributes:
-        victim: The classifier with the labels of `x`; not counted, safe to call.
-        module: Network [B, ...] -> logits [B, K] behind it: frozen parameters, as it was attacked.
-        x: The first B <= 128 of the samples, clean [B, ...], on the network's device.
-        y: Their labels [B].
-        budget: Norm and radius, in units of `x`.
-        domain: Valid range of inputs, or None.
-        clean: Samples classified correctly without attack [N], bool, on the CPU; `x` are the first.
-        outcomes: Every attack that ran, in order; empty where all radii are zero.
-        probe: `probe(use, settings)` runs an attack on `x` with random numbers of its own and
-            returns which samples are broken afterwards by the independent check [B], bool, on the
-            CPU, samples misclassified when clean included; None if no such attack, or setting, is
-            installed. `use` may be that of an outcome, with more steps.
-    """
-
-    victim: Victim
-    module: nn.Module
-    x: Tensor
-    y: Tensor
-    budget: Budget
-    domain: Domain | None
-    clean: Tensor
-    outcomes: tuple[AttackOutcome, ...]
-    probe: Callable[[str, Mapping[str, Any]], Tensor | None]
+#: Of these classifiers two searches that differ tell nothing.
+_UNSTEADY = ("randomised", "moving-statistics")
 
 
 def judge(evidence: Evidence) -> list[Flag]:
-    """Every flag that the evidence raises, the gravest first.
+    """Every flag that the evidence raises, the gravest first; see `inspect`.
 
     Args:
         evidence: What the evaluation knows.
     """
-    del evidence
-    return []
+    return list(inspect(evidence).flags)
+
+
+def inspect(evidence: Evidence) -> Inspection:
+    """Probe the classifier, and hold the attacks against each other and against plain searches.
+
+    Nothing is remembered between two calls: the order in which classifiers are judged in one
+    process changes nothing. Of a randomised classifier only what a single draw can tell is asked.
+
+    Args:
+        evidence: What the evaluation knows; its network is left as it was.
+    """
+    model = Inspected(evidence.module)
+    with model.watching():
+        flags = forward_flags(model, evidence)
+        random = any(flag.code in _UNSTEADY for flag in flags)
+        classes = model.logits(evidence.x[:1]).shape[1]
+        flags += outcome_flags(evidence, classes)
+        if not random:
+            flags += gradient_flags(model, evidence)
+        if not random and evidence.outcomes:
+            flags += compare_flags(model, evidence)
+    return Inspection(
+        flags=_once(flags), samples=len(evidence.x), forwards=model.forwards,
+        gradients=model.gradients,
+    )  # fmt: skip
+
+
+def _once(flags: list[Flag]) -> tuple[Flag, ...]:
+    """One flag of each code, unsound ones first, in the order found."""
+    ordered = sorted(flags, key=lambda flag: flag.severity != "unsound")
+    return tuple({flag.code: flag for flag in reversed(ordered)}.values())[::-1]
