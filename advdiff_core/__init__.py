@@ -25,7 +25,7 @@ _PUBLIC = {
         "Subspace", "TapInfo", "expand",
     ),
     "advdiff_core.interfaces.alignment_target": ("AlignmentTarget",),
-    "advdiff_core.interfaces.attack": ("Attack", "Victim"),
+    "advdiff_core.interfaces.attack": ("Attack", "ScalarVictim", "Victim"),
     "advdiff_core.interfaces.augmentation": ("Augmentation",),
     "advdiff_core.interfaces.backbone": ("Backbone", "BackboneOutput"),
     "advdiff_core.interfaces.component": ("Build", "Component", "ModelInfo", "ViewInfo"),

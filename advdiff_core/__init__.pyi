@@ -14,6 +14,7 @@ from advdiff_core.errors import StorageError as StorageError
 from advdiff_core.errors import UsageError as UsageError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget as AlignmentTarget
 from advdiff_core.interfaces.attack import Attack as Attack
+from advdiff_core.interfaces.attack import ScalarVictim as ScalarVictim
 from advdiff_core.interfaces.attack import Victim as Victim
 from advdiff_core.interfaces.augmentation import Augmentation as Augmentation
 from advdiff_core.interfaces.backbone import Backbone as Backbone

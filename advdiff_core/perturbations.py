@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from attrs import frozen
 from torch import Tensor
 
 from advdiff_core.draws import Draws
 from advdiff_core.errors import Fault, RecipeError
-from advdiff_core.interfaces.attack import Attack
+from advdiff_core.interfaces.attack import Attack, ScalarVictim, Victim
 from advdiff_core.interfaces.component import Build
+from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.perturbation import Perturbation, Probe, SearchCost, scale_of
-from advdiff_core.interfaces.query import Query
+from advdiff_core.interfaces.query import Query, Step
 from advdiff_core.settings import Spec, setting, settings
-from advdiff_core.step.queries import EpsHat, Logits
+from advdiff_core.step.queries import EpsHat, Features, Logits, X0Hat
 from advdiff_core.types import Budget, Noised
 
 __all__ = ["AttackPerturbation"]
+
+Objective = Literal[
+    "auto", "cross-entropy", "kl", "prediction-gap", "x0-gap", "denoise", "feature-gap", "term"
+]
+#: What grows on views of images alone, and on noised views alone; the others on both.
+ON_IMAGES = ("cross-entropy", "kl")
+ON_NOISED = ("prediction-gap", "x0-gap", "denoise")
+#: Distances from the value at the unmoved input, which the terms share.
+GAPS = ("prediction-gap", "x0-gap", "feature-gap", "kl")
 
 
 class AttackPerturbation(Perturbation):
     """Runs an attack as the perturbation of a view.
 
-    On a view of images it attacks a classifier's cross-entropy (Madry et al., 2018); on a noised
-    view a denoiser: the gap to its own prediction at the unmoved input, or its denoising loss.
+    On a view of images it attacks a classifier's cross-entropy (Madry et al., 2018) or the
+    divergence from its clean prediction (Zhang et al., 2019); on a noised view a denoiser: the gap
+    to its own prediction at the unmoved input, or its denoising loss. On both, the features at a
+    tap, or any loss term: what training lowers with the term is then what the attack raises. Gaps
+    have no slope at the unmoved input: choose an attack with a random start.
     """
 
     @settings
@@ -39,10 +52,19 @@ class AttackPerturbation(Perturbation):
         unit: Literal["pixel", "image", "noise"] = setting(
             "pixel", help="count on the [0, 1] scale of the data, in x_t as it is, or in eps"
         )
-        objective: Literal["auto", "cross-entropy", "prediction-gap", "denoise"] = setting(
+        objective: Objective = setting(
             "auto",
             help="what grows; auto is cross-entropy on images, prediction-gap on noised samples",
         )
+        tap: str = setting(
+            "",
+            applies=("objective", ("feature-gap",)),
+            help="place in the model whose tensor moves",
+        )
+        term: Spec | None = setting(
+            None, kind="loss_term", applies=("objective", ("term",)),
+            help="loss term that grows; its own keys name the model, and the view that is moved",
+        )  # fmt: skip
         follows: bool = setting(
             True, help="on noised views: the target noise explains the moved input, too"
         )
@@ -56,15 +78,31 @@ class AttackPerturbation(Perturbation):
         attack = build.nested(settings.attack)
         assert isinstance(attack, Attack), "discovery checks the kind"
         self.attack = attack
+        self.term = self._term()
+        if settings.objective == "feature-gap" and not settings.tap:
+            self._refuse("tap", "feature-gap needs the name of a tap", 'write tap = "..."')
+
+    def _term(self) -> LossTerm | None:
+        spec = self.settings.term
+        if self.settings.objective != "term":
+            return None
+        if spec is None:
+            self._refuse("term", "nothing says which term", 'write term = { use = "..." }')
+            return None
+        term = self.build.nested(spec)
+        assert isinstance(term, LossTerm), "discovery checks the kind"
+        if any(True for _ in term.parameters()):
+            message = f"{spec.use!r} has parameters, which nobody would train here"
+            self._refuse("term", message, "attack a term without parameters")
+        return term
 
     def needs(self, base: str) -> tuple[Query[Any], ...]:
-        """The prediction at the unmoved input, if the gap to it is attacked."""
-        gap = self._objective(base) == "prediction-gap"
-        return (EpsHat(self.settings.role, base),) if gap else ()
+        """The value at the unmoved input, if the distance from it is attacked."""
+        return self.probes(base) if self._objective(base) in GAPS else ()
 
     def probes(self, base: str) -> tuple[Query[Any], ...]:
-        """What the attack sees of the model: logits, or the predicted noise."""
-        return (self._query(base),)
+        """What the attack sees of the model: logits, a prediction, features, or a term's needs."""
+        return self.term.needs if self.term is not None else (self._query(base),)
 
     def cost(self) -> SearchCost:
         """What the attack says of itself."""
@@ -79,10 +117,9 @@ class AttackPerturbation(Perturbation):
         """Run the attack in units of `x_t`, and return what it added, in the budget's unit."""
         domain = self.build.data.domain if self.build.data is not None else None
         scale = scale_of(budget, noised, domain)
-        victim = self._victim(noised, probe, scale)
         radius = budget.radius * (scale.flatten() if isinstance(scale, Tensor) else scale)
         found = self.attack.run(
-            victim,
+            self._victim(noised, probe, scale),
             noised.x_t.detach(),
             Budget(budget.norm, radius, "image"),
             domain=domain if noised.t is None else None,
@@ -90,100 +127,80 @@ class AttackPerturbation(Perturbation):
         )
         return (found - noised.x_t) / scale
 
-    def _victim(self, noised: Noised, probe: Probe, scale: Tensor | float) -> _Victim:
-        objective = self._objective(probe.base)
-        reference = None
-        if objective == "prediction-gap":
-            reference = probe.step.get(EpsHat(self.settings.role, probe.base))
-        return _Victim(
-            noised=noised, probe=probe, query=self._query(probe.base), scale=scale,
-            objective=objective, reference=reference, follows=self.follows,
-        )  # fmt: skip
+    def _victim(self, noised: Noised, probe: Probe, scale: Tensor | float) -> Victim:
+        """The model at the base view, as an attack sees it."""
+
+        def moved(x: Tensor) -> Step:
+            return probe.at((x - noised.x_t) / scale)
+
+        if self.term is not None:
+            return ScalarVictim(function=lambda x: self._lost(moved(x)), scalar=lambda loss: loss)
+        objective, query = self._objective(probe.base), self._query(probe.base)
+        if objective in ON_IMAGES:
+            clean = probe.step.get(query) if objective == "kl" else None
+            return ScalarVictim(
+                function=lambda x: moved(x).get(query),
+                scalar=_of_logits(noised.y, clean),
+                labels=_labels(noised.y),
+            )
+        wanted = probe.step.get(query) if objective in GAPS else None
+        return ScalarVictim(
+            function=lambda x: (
+                moved(x).get(query) - (self._target(noised, x) if wanted is None else wanted)
+            ),
+            scalar=lambda gap: gap.square().flatten(1).mean(1),
+        )
+
+    def _lost(self, step: Step) -> Tensor:
+        assert self.term is not None
+        loss: Tensor = self.term(step)
+        return loss
 
     def _query(self, base: str) -> Query[Tensor]:
-        if self._objective(base) == "cross-entropy":
-            return Logits(self.settings.role, base)
-        return EpsHat(self.settings.role, base)
+        objective, role = self._objective(base), self.settings.role
+        if objective in ON_IMAGES:
+            return Logits(role, base)
+        if objective == "feature-gap":
+            return Features(role, base, self.settings.tap)
+        return X0Hat(role, base) if objective == "x0-gap" else EpsHat(role, base)
 
     def _objective(self, base: str) -> str:
         view = self.build.views.get(base)
         images = view is not None and view.root == "image"
-        chosen = self.settings.objective
+        chosen: str = self.settings.objective
         if chosen == "auto":
             chosen = "cross-entropy" if images else "prediction-gap"
-        if images != (chosen == "cross-entropy"):
+        if chosen in (ON_NOISED if images else ON_IMAGES):
             what = "images" if images else "noised samples"
             message = f"{chosen!r} cannot be attacked on {base!r}, a view of {what}"
             self._refuse("objective", message, 'write objective = "auto"')
-        if images and self.build.data is not None and self.build.data.classes == 0:
+        needs_labels = chosen in ON_IMAGES
+        if needs_labels and self.build.data is not None and self.build.data.classes == 0:
             self._refuse("use", "the data have no labels to attack", "use a dataset with classes")
         return chosen
+
+    def _target(self, noised: Noised, x: Tensor) -> Tensor:
+        """The noise that explains `x` [B, ...], if the target follows it."""
+        assert noised.eps is not None
+        assert noised.sigma is not None
+        moved = (x - noised.x_t) / noised.sigma if self.follows else 0.0
+        return noised.eps + moved
 
     def _refuse(self, key: str, message: str, fix: str) -> None:
         where = f"{self.build.path}.{key}"
         raise RecipeError([Fault(code="R10", key=where, message=message, fix=fix)])
 
 
-@frozen(kw_only=True, eq=False)
-class _Victim:
-    """The model at the base view, as an attack sees it; see `interfaces.attack.Victim`.
+def _labels(y: Tensor | None) -> Tensor:
+    """True classes [B]; of a mixed sample that of the larger part."""
+    assert y is not None, "a classifier's data have labels"
+    return y.argmax(dim=1) if y.dim() == 2 else y
 
-    Attributes:
-        noised: The base view.
-        probe: Access to the model at moved inputs.
-        query: What is read of the model.
-        scale: Factor from the budget's unit to units of `x_t`.
-        objective: What grows.
-        reference: Prediction at the unmoved input [B, ...], for the gap.
-        follows: Whether the target of the denoising loss moves with the input.
-    """
 
-    noised: Noised
-    probe: Probe
-    query: Query[Tensor]
-    scale: Tensor | float
-    objective: str
-    reference: Tensor | None
-    follows: bool
-
-    def outputs(self, x: Tensor) -> Tensor:
-        """Logits, or the predicted noise [B, ...] as its deviation from what it should be."""
-        delta = (x - self.noised.x_t) / self.scale
-        value = self.probe.at(delta).get(self.query)
-        if self.objective == "cross-entropy":
-            return value
-        if self.objective == "prediction-gap":
-            assert self.reference is not None
-            return value - self.reference
-        return value - self._target(x)
-
-    def loss(self, outputs: Tensor) -> Tensor:
-        """Cross-entropy, or the squared deviation [B]."""
-        if self.objective != "cross-entropy":
-            return outputs.square().flatten(1).mean(1)
-        assert self.noised.y is not None, "a classifier's data have labels"
-        return F.cross_entropy(outputs, self.noised.y, reduction="none")
-
-    def broken(self, outputs: Tensor) -> Tensor | None:
-        """Samples that are classified wrongly [B]; None for a denoiser."""
-        labels = self.labels
-        return None if labels is None else outputs.argmax(dim=1).ne(labels)
-
-    @property
-    def labels(self) -> Tensor | None:
-        """True classes [B]; of a mixed sample that of the larger part; None for a denoiser."""
-        if self.objective != "cross-entropy":
-            return None
-        assert self.noised.y is not None, "a classifier's data have labels"
-        y = self.noised.y
-        return y.argmax(dim=1) if y.dim() == 2 else y
-
-    def rows(self, rows: Tensor) -> None:
-        """Nothing: a training step is one batch."""
-        del rows
-
-    def _target(self, x: Tensor) -> Tensor:
-        assert self.noised.eps is not None
-        assert self.noised.sigma is not None
-        moved = (x - self.noised.x_t) / self.noised.sigma if self.follows else 0.0
-        return self.noised.eps + moved
+def _of_logits(y: Tensor | None, clean: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Cross-entropy [B] of logits [B, K], or their divergence from the `clean` ones [B, K]."""
+    assert y is not None, "a classifier's data have labels"
+    if clean is None:
+        return lambda logits: F.cross_entropy(logits, y, reduction="none")
+    before = clean.log_softmax(1)
+    return lambda logits: (before.exp() * (before - logits.log_softmax(1))).sum(1)

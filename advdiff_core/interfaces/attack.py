@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Protocol, final
 
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from advdiff_core.errors import ContractError
@@ -18,7 +19,7 @@ from advdiff_core.types import Budget, Domain, Norm
 if TYPE_CHECKING:
     from advdiff_core.draws import Draws
 
-__all__ = ["Attack", "Victim"]
+__all__ = ["Attack", "ScalarVictim", "Victim"]
 
 
 class Victim(Protocol):
@@ -51,6 +52,57 @@ class Victim(Protocol):
 
         Attacks drop settled samples with it. Where it is None all samples stay to the end.
         """
+
+
+@frozen(kw_only=True, eq=False)
+class ScalarVictim:
+    """Any scalar of anything that follows from an input, as what is attacked.
+
+    The value of a query at a moved input of a view, far from what it was there::
+
+        step.get(Features("student", "image", "block2"))  # once, as `clean`
+        victim = ScalarVictim(
+            function=lambda x: step.at("image", x).get(Features("student", "image", "block2")),
+            scalar=lambda found: (found - clean).square().flatten(1).mean(1),
+        )
+
+    Or a sampler's output, whose start is moved: `function` samples from it, with `grad_steps`, and
+    `scalar` is a distance from what came of the clean start.
+
+    Attributes:
+        function: From inputs [B, ...] to a value [B, ...], with a graph to the input.
+        scalar: From that value to the objective [B]; larger is worse for the victim.
+        labels: True classes [B] if the value is logits [B, K]; else None.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    scalar: Callable[[Tensor], Tensor]
+    labels: Tensor | None = None
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The value [B, ...] at inputs `x` [B, ...].
+
+        Raises:
+            ContractError: If the value does not depend on the input, so that nothing moves it.
+        """
+        value = self.function(x)
+        if x.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
+            message = "what is attacked does not depend on the input that is moved"
+            fix = "let it read the view, or tensor, that the attack moves, and detach nothing"
+            raise ContractError(message, fix=fix)
+        return value
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """The objective [B] of values `outputs` [B, ...]."""
+        return self.scalar(outputs)
+
+    def broken(self, outputs: Tensor) -> Tensor | None:
+        """Samples whose `outputs` [B, K] name another class [B]; None where there are no labels."""
+        return None if self.labels is None else outputs.argmax(dim=1).ne(self.labels)
+
+    def rows(self, rows: Tensor) -> None:
+        """Nothing for the samples `rows` [N]: the functions know the whole batch alone."""
+        del rows
 
 
 class Attack(Component):
