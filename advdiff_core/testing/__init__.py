@@ -19,6 +19,10 @@ _PUBLIC = {
         "Witness", "assert_equivariant", "assert_invariant", "equivariance_error",
     ),
     "advdiff_core.testing.example": ("Example",),
+    "advdiff_core.testing.facts": (
+        "assert_explained", "assert_gap_flat_at_zero", "assert_off_is_plain",
+        "assert_radius_grows", "assert_silent_where_exact", "point_denoiser",
+    ),
     "advdiff_core.testing.findings": ("LawBroken",),
     "advdiff_core.testing.groups": ("GROUPS", "assert_group_equivariant", "group_error"),
     "advdiff_core.testing.steps": ("Model", "Moved", "Turn", "build_stage", "run_step"),

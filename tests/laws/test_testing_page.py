@@ -67,6 +67,19 @@ def test_equivariance_snippets_hold(page) -> None:
     assert str(caught.value) == SHOWN[1].strip()
 
 
+def test_facts_snippet_holds(page) -> None:
+    """The tests of a plugin with a ray and a regulariser of its own pass, and can fail."""
+    made = page(block("class Cone"))
+    made.test_the_cone_widens()
+    made.test_drift_is_silent_where_it_should_be()
+    mistake = block("class Cone").replace("view.delta / view.sigma", "view.delta")
+    with pytest.raises(LawBroken, match="Drift costs an exactly equivariant denoiser"):
+        page(mistake).test_drift_is_silent_where_it_should_be()
+    backwards = block("class Cone").replace("* noised.sigma.flatten()", "/ noised.sigma.flatten()")
+    with pytest.raises(LawBroken, match="the radius falls with noise"):
+        page(backwards).test_the_cone_widens()
+
+
 def test_step_snippet_holds(page) -> None:
     """A step without an engine."""
     page("import torch\n" + block("build_stage(data="))
