@@ -83,7 +83,8 @@ def search(  # noqa: PLR0913 - one attack on one bucket.
         limit += slack(radius, budget.norm, size=x[0].numel(), largest=float(x.abs().max()))
     tally = Tally(seen=torch.zeros(len(x), dtype=torch.bool, device=x.device))
     victim = Watched(
-        subject.victim(case, start), x, norm=budget.norm, limit=limit, tally=tally
+        subject.victim(case, start), x, norm=budget.norm, limit=limit,
+        domain=subject.domain, tally=tally
     )  # fmt: skip
     draws = SampleDraws(key, start.ids, device=x.device)
     with own_randomness((*key, *start.ids[:1]), x.device, tally, name):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advdiff_core.interfaces.attack import Victim
 from advdiff_core.math import norms
-from advdiff_core.types import Norm
+from advdiff_core.types import Domain, Norm
 
 __all__ = ["Tally", "Watched"]
 
@@ -38,6 +38,7 @@ class Watched:
         x: Clean inputs [B, ...].
         norm: Norm of the budget.
         limit: Largest norm that is inside it, rounding included.
+        domain: Valid range of inputs, or None.
         tally: Where it is counted.
         index: Rows of the tally that the samples are [B]; all of them if None.
     """
@@ -49,10 +50,12 @@ class Watched:
         *,
         norm: Norm,
         limit: float,
+        domain: Domain | None = None,
         tally: Tally,
         index: Tensor | None = None,
     ) -> None:
-        self.victim, self.x, self.norm, self.limit, self.tally = victim, x, norm, limit, tally
+        self.victim, self.x, self.tally = victim, x, tally
+        self.norm, self.limit, self.domain = norm, limit, domain
         self.index = torch.arange(len(x), device=x.device) if index is None else index
 
     @property
@@ -66,8 +69,8 @@ class Watched:
         if part is None:
             return None
         return Watched(
-            part, self.x[rows], norm=self.norm, limit=self.limit, tally=self.tally,
-            index=self.index[rows],
+            part, self.x[rows], norm=self.norm, limit=self.limit, domain=self.domain,
+            tally=self.tally, index=self.index[rows],
         )  # fmt: skip
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -99,6 +102,10 @@ class Watched:
         broken = self.victim.broken(outputs)
         if broken is not None:
             inside = norms.norm(x - self.x, self.norm) <= self.limit
+            if self.domain is not None:
+                flat, room = x.flatten(1), 1e-6 * self.domain.span
+                inside &= flat.amin(1) >= self.domain.low - room
+                inside &= flat.amax(1) <= self.domain.high + room
             self.tally.seen[self.index] |= broken & inside
 
     def _reached(self, gradient: Tensor) -> None:
