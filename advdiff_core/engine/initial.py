@@ -27,7 +27,9 @@ _MAX_FILE = 2**40
 _COUNTER = "num_batches_tracked"
 
 
-def load_init(module: nn.Module, role: str, path: Path, data: DataInfo | None) -> dict[str, str]:
+def load_init(
+    module: nn.Module, role: str, path: Path, data: DataInfo | None, *, key: str = ""
+) -> dict[str, str]:
     """Give a module, on the CPU, the weights that `models.<role>.init` names.
 
     Args:
@@ -37,6 +39,7 @@ def load_init(module: nn.Module, role: str, path: Path, data: DataInfo | None) -
             raw weights where it has none. A folder of `advdiff import`: its golden forward is run
             and compared. A safetensors file with the module's own names.
         data: What its inputs are.
+        key: Key of the recipe that names the path, if not `models.<role>.init`.
 
     Returns:
         What identifies the weights, for the lock file: path, kind, SHA-256.
@@ -44,7 +47,7 @@ def load_init(module: nn.Module, role: str, path: Path, data: DataInfo | None) -
     Raises:
         DataError: If they are missing, damaged, do not fit, or compute something else.
     """
-    where = f"models.{role}.init ({path})"
+    where = f"{key or f'models.{role}.init'} ({path})"
     if path.is_file():
         found = {"kind": "safetensors", "sha256": _from_file(module, path, where)}
     elif (path / FACTS).exists():

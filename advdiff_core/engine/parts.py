@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import torch
 from attrs import define, evolve, field, frozen
+from torch import nn
 
 from advdiff_core.draws import keyed_generator
 from advdiff_core.engine.augment import Pipeline
+from advdiff_core.engine.initial import load_init
 from advdiff_core.engine.source import BadSamples, Source
 from advdiff_core.errors import AdvdiffError, PluginError
 from advdiff_core.interfaces.augmentation import Augmentation
@@ -53,7 +56,10 @@ def make(spec: Spec, build: Build) -> Component:
     def nested(inner: Spec) -> Component:
         return make(inner, told)
 
-    told = evolve(build, path=spec.path, make=nested)
+    def load(network: nn.Module, role: str, path: Path, key: str) -> None:
+        load_init(network, role, path, build.data, key=key)
+
+    told = evolve(build, path=spec.path, make=nested, load=load)
     try:
         with keyed_init(build.seed, spec.path):
             made = spec.component(spec.settings, told)

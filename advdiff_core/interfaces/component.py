@@ -12,7 +12,10 @@ from attrs import field, frozen
 from advdiff_core.settings import settings as settings_class
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
+    from torch import nn
 
     from advdiff_core.interfaces.noise_schedule import NoiseSchedule
     from advdiff_core.settings import Spec
@@ -73,6 +76,7 @@ class Build:
         views: Views by name, the roots "clean" and "image" included.
         c_noise: Range of the noise-level input that the models will see.
         make: Builds a nested component from its `Spec`.
+        load: Gives a nested network the weights stored at a path; see `weights`.
     """
 
     path: str = ""
@@ -83,6 +87,7 @@ class Build:
     views: Mapping[str, ViewInfo] = field(factory=dict)
     c_noise: tuple[float, float] = (0.0, 1000.0)
     make: Callable[[Spec], Component] | None = None
+    load: Callable[[nn.Module, str, Path, str], object] | None = None
 
     def generator(self, purpose: str = "init") -> torch.Generator:
         """A CPU generator keyed by seed, place in the recipe and purpose."""
@@ -96,6 +101,21 @@ class Build:
         """Build a component nested in the settings, for example an attack inside a perturbation."""
         assert self.make is not None, "this Build cannot make components"
         return self.make(spec)
+
+    def weights(self, network: nn.Module, path: Path, *, key: str, role: str = "student") -> None:
+        """Give a nested network, on the CPU, weights that are stored, as `init` does to a role.
+
+        Args:
+            network: What `nested` built.
+            path: A run or checkpoint, a folder of `advdiff import`, or a safetensors file.
+            key: Key of the component's table that names the path, for messages.
+            role: Role whose weights are taken, where `path` is a run.
+
+        Raises:
+            DataError: If they are missing, damaged or do not fit.
+        """
+        assert self.load is not None, "this Build cannot load weights"
+        self.load(network, role, path, f"{self.path}.{key}")
 
 
 class Component(ABC):  # noqa: B024 - its kinds add the abstract methods.

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import attrs
 import torch
 from attrs import evolve
+from torch import nn
 
 from advdiff_core.discovery import Catalogue, Entry
 from advdiff_core.discovery.contract import settings_complaint
@@ -157,7 +158,7 @@ class Subject:
         settings, before, modules = self.settings, world_state(), len(sys.modules)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_generator(build.seed, build.path, "init").initial_seed())
-            told = evolve(build, make=lambda spec: _nested(spec, build))
+            told = evolve(build, make=lambda spec: _nested(spec, build), load=_loader(build))
             made = self.component(settings, told)
         if self.effects is None:
             found = changes(before, world_state())
@@ -205,6 +206,17 @@ def worlds_or_skip(found: tuple[World, ...]) -> tuple[World, ...]:
         message = "it does not build: see law 'builds'"
         raise NotApplicable(message)
     return found
+
+
+def _loader(build: Build) -> Callable[[nn.Module, str, Path, str], object]:
+    """What gives nested networks their weights, as in a run."""
+
+    def load(network: nn.Module, role: str, path: Path, key: str) -> None:
+        from advdiff_core.engine.initial import load_init
+
+        load_init(network, role, path, build.data, key=key)
+
+    return load
 
 
 def _nested(spec: Spec, build: Build) -> Component:

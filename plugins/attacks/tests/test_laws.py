@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from advdiff_core.testing import laws
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from advdiff_core import Build, DataInfo
+from advdiff_core.backbones.mlp import MLP
+from advdiff_core.testing import Example, laws
+
+
+def surrogate(folder: Path) -> Example:
+    """Logits of 1000 classes, whose weights lie in a safetensors file."""
+    data = DataInfo(shape=(2,), count=64, classes=3)
+    keys = {"width": 8, "outputs": 1000}
+    network = MLP(MLP.Settings(**keys), Build(data=data))
+    file = folder / "surrogate.safetensors"
+    save_file(network.state_dict(), file)
+    attack = {"use": "pgd", "steps": 2}
+    model = {"use": "mlp", **keys}
+    return Example(settings={"attack": attack, "model": model, "weights": str(file)}, data=data)
+
 
 EXAMPLES = {
     "attack:autoattack": [
@@ -19,7 +38,10 @@ EXAMPLES = {
         {"queries": 20},
         {"queries": 12, "restarts": 2, "rescale": True, "bucket": 2, "interval": 3},
     ],
-    "attack:apgd-ce": [{"steps": 8}, {"steps": 6, "restarts": 2, "bucket": 2, "interval": 2, "eot": 2}],
+    "attack:apgd-ce": [
+        {"steps": 8},
+        {"steps": 6, "restarts": 2, "bucket": 2, "interval": 2, "eot": 2},
+    ],
     "attack:apgd-dlr": [{"steps": 8}, {"steps": 5, "restarts": 0, "enlarge": False, "interval": 0}],
     "attack:apgd-t": [{"steps": 4, "targets": 2}, {"steps": 2, "targets": 0, "bucket": 1}],
     "attack:cw-l2": [
@@ -51,6 +73,7 @@ EXAMPLES = {
         {"loss": "ce", "start": "corners", "momentum": 1.0, "steps": 4, "sparsity": 0.2},
         {"start": "none", "keep": "last", "drop_broken": True},
     ],
+    "attack:transfer": [surrogate],
 }
 
 test_attacks_keep_the_laws = laws("advdiff-attacks", examples=EXAMPLES, witnesses=5)
