@@ -6,7 +6,9 @@ A plugin with a `tests/test_laws.py` of its own tries them there, with examples 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from advdiff_robustadv.heads import RayHead
 from advdiff_robustadv.learned import RayLearned
 
@@ -22,7 +24,46 @@ NAMES = [
 RAY = {"ray": Model(RayHead, parametrization="none")}
 LEARNED = {"adv": Moved("clean", RayLearned)}
 
+
+def projected(folder: Path) -> dict[str, Any]:
+    """Twelve small pictures, projected to three dimensions."""
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 3, 8, 8), dtype=np.uint8)
+    np.savez(folder / "data.npz", x=pixels, y=np.arange(12) % 3)
+    images = {"use": "tensor-file", "path": str(folder / "data.npz"), "images": "x", "labels": "y"}
+    return {"images": images, "components": 3}
+
+
+SPAN = {"subspace_recovery": 1.0, "subspace_angle": 0.0, "subspace_std_ratio": 1.0}
+QUALITY = {"metric": {"use": "frechet"}}
+
 EXAMPLES = {
+    "dataset:linearized-images": [
+        projected,
+        {"images": {"use": "oblique-plane", "count": 40}, "components": 2, "fit": "widen"},
+    ],
+    "sampler:attacked": [
+        {"sampler": {"use": "heun"}, "radius": 0.0},
+        {"sampler": {"use": "ddim"}, "radius": 0.2, "attacked": 1, "attack_steps": 2},
+        {
+            "sampler": {"use": "ddpm"},
+            "radius": 0.1,
+            "law": "fixed",
+            "attacked": 1,
+            "norm": "l2",
+            "kind": "gaussian",
+        },
+    ],
+    "metric:subspace": [Example(settings={"components": 2}, best=SPAN)],
+    "metric:smoothness": [{}, {"sampler": {"use": "heun"}, "steps": 3, "num": 10}],
+    "metric:few-steps": [{**QUALITY, "steps": [1, 3]}],
+    "metric:equivariance-error": [
+        {"steps": 2, "levels": [0.2, 0.8]},
+        {"steps": 1, "levels": [0.5], "norm": "l2", "law": "fixed", "unit": "noise", "batch": 5},
+    ],
+    "metric:trajectory-attack": [
+        {**QUALITY, "radii": [0.5], "attack_steps": 1},
+        {**QUALITY, "radii": [], "counts": [1, 2], "kind": "random", "steps": 2},
+    ],
     "perturbation:gaussian-smoothing": [{}, {"std": 0.1, "unit": "noise", "target": "stays"}],
     "perturbation:ray-learned": [
         Example(models=RAY),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advdiff_core import Build, Evaluation, Fault, Metric, RecipeError, Subspace
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.datasets_linear import principal_directions
+from advdiff_robustadv.datasets_linear import NO_VARIANCE, principal_directions
 from advdiff_robustadv.rays import SOURCE
 
 __all__ = ["SubspaceDistance", "peak_of", "psnr", "recovery"]
@@ -138,7 +138,9 @@ def recovery(samples: Tensor, clean: Tensor, known: Subspace) -> dict[str, float
         known: The subspace.
     """
     wanted = len(known.basis)
-    _, found, _ = principal_directions(samples.flatten(1), wanted)
+    _, found, variances = principal_directions(samples.flatten(1), wanted)
+    # A direction in which samples do not vary is none that they found.
+    found = found[: int((variances[:wanted] > NO_VARIANCE * variances[0]).sum())]
     inside = (clean.flatten(1).double() - known.origin) @ known.basis.T
     inside = inside - inside.mean(dim=0)
     product = found @ known.basis.T
