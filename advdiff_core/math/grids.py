@@ -17,7 +17,12 @@ LAWS: tuple[str, ...] = ("karras", "exponential", "log-snr", "uniform", "trailin
 
 
 def sampling_times(
-    schedule: NoiseSchedule, num_steps: int, *, law: str = "karras", rho: float = 7.0
+    schedule: NoiseSchedule,
+    num_steps: int,
+    *,
+    law: str = "karras",
+    rho: float = 7.0,
+    start: float | None = None,
 ) -> Tensor:
     """Times `t_max = t_0 > ... > t_n = t_zero` of a sampler.
 
@@ -36,9 +41,10 @@ def sampling_times(
         num_steps: Number of steps n, at least 1.
         law: Name of the law.
         rho: Exponent of karras; larger puts more steps at little noise.
+        start: First time, above t_min, in place of t_max: for a process that starts in between.
 
     Returns:
-        Times [n + 1], float64, on the CPU, strictly decreasing. A single step starts at t_max.
+        Times [n + 1], float64, on the CPU, strictly decreasing. A single step begins at the first.
     """
     if num_steps < 1:
         message = f"a grid of {num_steps} steps; wanted at least 1"
@@ -46,32 +52,37 @@ def sampling_times(
     if law not in LAWS:
         message = f"unknown grid law {law!r}; wanted one of {', '.join(LAWS)}"
         raise ValueError(message)
-    times = _LAWS[law](schedule, num_steps, rho)
+    high = schedule.t_max if start is None else start
+    if not schedule.t_min < high <= schedule.t_max:
+        message = f"a grid from {high:g}; wanted above {schedule.t_min:g}, up to {schedule.t_max:g}"
+        raise ValueError(message)
+    times = _LAWS[law](schedule, num_steps, rho, high)
     return torch.cat([times, torch.tensor([schedule.t_zero], dtype=torch.float64)])
 
 
-def _karras(schedule: NoiseSchedule, count: int, rho: float) -> Tensor:
-    low, high = _log_ratios(schedule)
+def _karras(schedule: NoiseSchedule, count: int, rho: float, top: float) -> Tensor:
+    low, high = _log_ratios(schedule, top)
     roots = torch.lerp((high / rho).exp(), (low / rho).exp(), _ramp(count))
-    return _at_log_ratio(schedule, rho * roots.log())
+    return _at_log_ratio(schedule, rho * roots.log(), top)
 
 
-def _exponential(schedule: NoiseSchedule, count: int, rho: float) -> Tensor:
+def _exponential(schedule: NoiseSchedule, count: int, rho: float, top: float) -> Tensor:
     del rho
-    low, high = _log_ratios(schedule)
-    return _at_log_ratio(schedule, torch.lerp(high, low, _ramp(count)))
+    low, high = _log_ratios(schedule, top)
+    return _at_log_ratio(schedule, torch.lerp(high, low, _ramp(count)), top)
 
 
-def _uniform(schedule: NoiseSchedule, count: int, rho: float) -> Tensor:
+def _uniform(schedule: NoiseSchedule, count: int, rho: float, top: float) -> Tensor:
     del rho
-    return torch.linspace(schedule.t_max, schedule.t_min, count, dtype=torch.float64)
+    return torch.linspace(top, schedule.t_min, count, dtype=torch.float64)
 
 
-def _trailing(schedule: NoiseSchedule, count: int, rho: float) -> Tensor:
+def _trailing(schedule: NoiseSchedule, count: int, rho: float, top: float) -> Tensor:
     del rho
-    last = max(schedule.t_max / count, schedule.t_min)
-    times = torch.linspace(schedule.t_max, last, count, dtype=torch.float64)
-    enough = schedule.num_steps is not None and count <= schedule.num_steps
+    last = max(top / count, schedule.t_min)
+    times = torch.linspace(top, last, count, dtype=torch.float64)
+    between = (schedule.num_steps or 0) * top / schedule.t_max
+    enough = schedule.num_steps is not None and count <= between
     return schedule.snap(times) if enough else times
 
 
@@ -88,15 +99,15 @@ def _ramp(count: int) -> Tensor:
     return torch.arange(count, dtype=torch.float64) / max(count - 1, 1)
 
 
-def _log_ratios(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    """`log(sigma / alpha)` at t_min and at t_max, float64."""
-    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
+def _log_ratios(schedule: NoiseSchedule, top: float) -> tuple[Tensor, Tensor]:
+    """`log(sigma / alpha)` at t_min and at the first time, float64."""
+    ends = torch.tensor([schedule.t_min, top], dtype=torch.float64)
     low, high = (schedule.log_snr(ends) / -2).unbind()
     return low, high
 
 
-def _at_log_ratio(schedule: NoiseSchedule, log_ratio: Tensor) -> Tensor:
+def _at_log_ratio(schedule: NoiseSchedule, log_ratio: Tensor, top: float) -> Tensor:
     times = schedule.time_of_log_snr(-2 * log_ratio)
     # What went through a logarithm comes back a rounding away from the ends.
-    times[-1], times[0] = schedule.t_min, schedule.t_max
+    times[-1], times[0] = schedule.t_min, top
     return times
