@@ -141,7 +141,8 @@ def evaluate_under_attack(
         print_report(report)
     if options.strict and report.flags:
         codes = ", ".join(flag.code for flag in report.flags)
-        message = f"{len(report.flags)} flags: {codes}"
+        count = len(report.flags)
+        message = f"{count} {'flag' if count == 1 else 'flags'}: {codes}"
         fix = f"see {shown(report.folder / 'report.json')}"
         raise UnsoundError(message, code="E00", where=str(run), fix=fix)
 
