@@ -88,7 +88,7 @@ def test_a_subspace_is_fitted_where_none_is_known(tmp_path: Path) -> None:
     assert found["subspace_distance"] == pytest.approx(0, abs=1e-6)
     assert found["subspace_angle"] == 90
     assert "2 samples cannot span 2 dimensions" in world.notes
-    assert metric.protocol()["subspace"] == "2 principal directions of clean samples"
+    assert metric.protocol()["subspace"] == "2 principal directions of the clean samples"
 
 
 @pytest.mark.parametrize(
