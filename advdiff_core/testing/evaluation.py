@@ -54,7 +54,7 @@ class BenchEvaluation:
         return self._module
 
     def denoiser(self, role: str | None = None, labels: Tensor | None = None) -> Denoise:
-        """The network as a denoiser that predicts noise."""
+        """The network as a denoiser that predicts noise; `labels` [B]."""
         del role
         wear = Wear(schedule=self.schedule)
         return lambda x_t, t: wear(self._module, x_t, t, labels)
