@@ -1,0 +1,164 @@
+"""Robust_adv: a training step with the random or adversarial ray against a plain DDPM step.
+
+A U-Net for 32x32 colour images, the same weights, batch, optimizer, clipping and average on each
+side; in one process on one thread the sides take turns step by step, and a ratio is the median over
+the rounds, in which drift and neighbours hit all sides. Passes are the engine's own counts; a
+forward is one unit, a backward towards an input one, a backward towards parameters two for each
+forward that it passes: 3 units for DDPM, 6 for the random ray, 8 for one adversarial step. Memory
+is the growth of the peak resident set over a few steps, each side in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from advdiff_core.engine.assemble import assemble
+from advdiff_core.engine.distributed import World
+from advdiff_core.engine.signals import StopFlag
+from advdiff_core.engine.trainer import Trainer
+from advdiff_core.recipe import recipe_from_dict
+from advdiff_core.types import Cost
+
+BATCH, ROUNDS, WARM_UP, MEMORY_STEPS = 16, 24, 3, 3
+RAYS = {"plain": "", "random": "ray-random", "adversarial": "ray-fgsm"}
+UNITS = {"plain": 3, "random": 6, "adversarial": 8}
+#: Most that a step may take, and hold in memory, against a plain one.
+TIME, MEMORY = {"random": 2.05, "adversarial": 2.75}, 2.1
+
+
+def trainer(side: str, precision: str, images: Path) -> Trainer:
+    """One side, past the contract checks of the first steps."""
+    tables: dict[str, Any] = {
+        "advdiff": 1,
+        "run": {"seed": 1, "batch": BATCH, "micro_batch": BATCH, "precision": precision,
+                "images": 10**9, "threads": 1},
+        "data": {"use": "tensor-file", "path": str(images)},
+        "models": {"student": {"use": "unet", "channels": 32, "channel_mult": [1, 2, 2],
+                               "blocks": 1, "attention": [8]}},
+        "terms": {"denoise": {"use": "denoise"}},
+        "players": {"student": {"terms": ["denoise"], "optimizer": {"use": "adamw", "lr": 1e-4},
+                                "ema": [0.999], "clip": 1.0}},
+    }  # fmt: skip
+    if RAYS[side]:
+        tables["views"] = {"adv": {"from": "clean", "perturb": {"use": RAYS[side]}}}
+        tables["terms"]["equivariance"] = {"use": "equivariance", "weight": 0.3}
+        tables["players"]["student"]["terms"] = ["denoise", "equivariance"]
+    made = assemble(recipe_from_dict(tables), device="cpu")
+    found = Trainer(made, world=World(), ticks=None, stop=StopFlag())  # type: ignore[arg-type]
+    found.index = 2
+    return found
+
+
+def cost_of(side: Trainer) -> Cost:
+    """Passes of its next step."""
+    role = side.scene.roles["student"]
+    role.cost = Cost()
+    side.train_step()
+    return role.cost
+
+
+def units_of(cost: Cost) -> int:
+    """Forward units of a step; each input-only backward belongs to a forward of its own."""
+    trained = cost.forwards - cost.input_backwards
+    return cost.forwards + cost.input_backwards + 2 * trained * cost.parameter_backwards
+
+
+def compare(precision: str, images: Path) -> list[dict[str, object]]:
+    """The entries of one precision."""
+    sides = {side: trainer(side, precision, images) for side in RAYS}
+    costs = {side: cost_of(one) for side, one in sides.items()}
+    # Same weights, samples, times and noise: the sides begin at one loss.
+    losses = [one.stats.means(World())["loss/denoise"] for one in sides.values()]
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    busy: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(WARM_UP + ROUNDS):
+        for side in list(sides)[:: 1 if number % 2 else -1]:
+            began, before = time.perf_counter(), time.process_time()
+            sides[side].train_step()
+            if number >= WARM_UP:
+                times[side].append(time.perf_counter() - began)
+                busy[side].append(time.process_time() - before)
+    memory = {side: _memory(side, precision, images) for side in sides}
+    return [
+        _entry(side, precision, times, busy, costs[side], memory, same_loss=len(set(losses)) == 1)
+        for side in ("random", "adversarial")
+    ]
+
+
+def _entry(
+    side: str, precision: str, times: dict[str, list[float]], busy: dict[str, list[float]],
+    cost: Cost, memory: dict[str, int], *, same_loss: bool,
+) -> dict[str, object]:  # fmt: skip
+    ratios = _ratios(times, side)
+    ratio, growth = statistics.median(ratios), memory[side] / memory["plain"]
+    right = same_loss and units_of(cost) == UNITS[side]
+    return {
+        "name": f"{side} ray, {precision}",
+        "seconds a step": statistics.median(times[side]),
+        "seconds a plain step": statistics.median(times["plain"]),
+        "ratio": ratio,
+        "spread": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        "ratio of processor seconds": statistics.median(_ratios(busy, side)),
+        "target": TIME[side],
+        "forwards": cost.forwards,
+        "input-only backwards": cost.input_backwards,
+        "parameter backwards": cost.parameter_backwards,
+        "forward units, plain 3": units_of(cost),
+        "same first loss as plain": same_loss,
+        "memory": memory[side],
+        "memory of plain": memory["plain"],
+        "memory ratio": growth,
+        "memory target": MEMORY,
+        "ok": right and ratio <= TIME[side] and growth <= MEMORY,
+    }
+
+
+def _ratios(times: dict[str, list[float]], side: str) -> list[float]:
+    return sorted(a / b for a, b in zip(times[side], times["plain"], strict=True))
+
+
+def _memory(side: str, precision: str, images: Path) -> int:
+    command = [sys.executable, "-m", "tests.bench.robustadv", side, precision, str(images)]
+    # Freed blocks go back at once: otherwise the resident set tells of the allocator's habits.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _memory_of_side(side: str, precision: str, images: Path) -> int:
+    """Peak resident bytes of a process that trains one side, above those before its steps."""
+    torch.set_num_threads(1)
+    made = trainer(side, precision, images)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    for _ in range(MEMORY_STEPS):
+        made.train_step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def run() -> list[dict[str, object]]:
+    """The suite's entries."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images.npz"
+        pixels = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
+        np.savez(images, images=pixels)
+        return [entry for precision in ("fp32", "bf16") for entry in compare(precision, images)]
+
+
+if __name__ == "__main__":
+    print(json.dumps(_memory_of_side(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))
