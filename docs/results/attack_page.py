@@ -19,7 +19,7 @@ SAVINGS = """\
 Seconds on samples of the network that is timed above, the median of three runs, with one saving
 switched off at a time; in brackets the time relative to that with all savings. Looking at each step
 for broken samples is what a loop that waits for the device does; on a CPU it is no wait. FAB drops
-samples as they break whatever the interval is, and takes no parts of a fixed size."""
+samples as they break whatever the interval is, and takes all samples as one part."""
 
 
 def page(

@@ -14,7 +14,7 @@ from advdiff_attacks.apgd_moves import Move, move_of
 from advdiff_attacks.apgd_run import Found, Plan, run
 from advdiff_attacks.apgd_state import State
 from advdiff_attacks.best import Best
-from advdiff_attacks.buckets import per_sample, remaining, settled
+from advdiff_attacks.buckets import BUCKET, per_sample, remaining, settled
 from advdiff_attacks.objectives import LossName, Objective, objective_of, targeted_dlr
 from advdiff_core import Attack, Budget, Draws, SearchCost, Victim
 from advdiff_core.settings import setting, settings
@@ -47,7 +47,7 @@ class Common:
     enlarge: bool = setting(
         True, help="L1: search within three times and twice the radius first, as AutoAttack does"
     )
-    bucket: int = setting(0, ge=0, help="samples attacked together; 0: 64 on a CPU, 512 elsewhere")
+    bucket: int = setting(0, ge=0, help=BUCKET)
     interval: int = setting(10, ge=0, help="steps between drops of broken samples; 0 keeps all")
 
 

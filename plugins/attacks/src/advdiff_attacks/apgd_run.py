@@ -1,4 +1,4 @@
-"""One run of auto-PGD over a batch, in parts of fixed size."""
+"""One run of auto-PGD over a batch, in parts."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advdiff_attacks.apgd import APGDCE, APGDDLR, APGDT
 from advdiff_attacks.best import Best
-from advdiff_attacks.buckets import remaining, settled
+from advdiff_attacks.buckets import BUCKET, remaining, settled
 from advdiff_attacks.square import Square
 from advdiff_core import Attack, Budget, Draws, SearchCost, Victim
 from advdiff_core.settings import setting, settings
@@ -53,9 +53,7 @@ class AutoAttack(Attack):
         )
         queries: int = setting(5000, ge=0, help="queries of Square")
         eot: int = setting(20, ge=1, help="forward passes per point in version rand")
-        bucket: int = setting(
-            0, ge=0, help="samples attacked together; 0: 64 on a CPU, 512 elsewhere"
-        )
+        bucket: int = setting(0, ge=0, help=BUCKET)
         interval: int = setting(10, ge=0, help="steps between drops of broken samples; 0: none")
 
     settings: Any

@@ -1,7 +1,7 @@
-"""Samples under attack in parts of a fixed size, of which settled ones are dropped at intervals.
+"""Samples under attack in parts of about the same size, of which settled ones are dropped.
 
-A part of fixed size keeps its activations in the cache of a processor, and fills a GPU, whatever
-the caller's batch is; a sample that is settled costs nothing from the next interval on.
+A part of the right size keeps its activations in the cache of a processor, and fills a GPU,
+whatever the caller's batch is; a sample that is settled costs nothing from the next interval on.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from advdiff_core import Victim
 
-__all__ = ["Buckets", "per_sample", "remaining", "settled"]
+__all__ = ["BUCKET", "Buckets", "per_sample", "remaining", "settled"]
 
-#: Samples in a part: what two megabytes of cache hold of small networks, and what fills a GPU.
-SIZES = {"cpu": 64, "other": 512}
+#: Samples in a part: small networks then keep to the cache of a core, and large ones fill a GPU.
+SIZES = {"cpu": 128, "other": 512}
+#: The key of attacks that are run so.
+BUCKET = "samples attacked together, about; 0: 128 on a CPU, 512 elsewhere"
 
 
 class Buckets:
@@ -26,7 +28,8 @@ class Buckets:
         victim: What is attacked.
         count: Number of its samples.
         device: Where they are.
-        size: Samples in a part; 0: 64 on a CPU, 512 elsewhere.
+        size: Samples in a part, about: all parts have one size, give or take one sample, and are
+            as many as bring it nearest; 0: 128 on a CPU, 512 elsewhere.
 
     Attributes:
         rows: Samples that are left, as places in the victim [N], int64.
@@ -50,7 +53,7 @@ class Buckets:
             the victim cannot be taken apart.
         """
         places = left.nonzero().squeeze(1)
-        if len(places) == len(left) or (len(left) and self._whole()):
+        if len(places) == len(left) or (len(places) and self._whole()):
             return None
         self.rows = self.rows[places]
         self.parts = list(self._cut())
@@ -60,13 +63,14 @@ class Buckets:
         return self.parts[0][1] is self.victim
 
     def _cut(self) -> Iterator[tuple[slice, Victim]]:
-        for start in range(0, len(self.rows), self._size):
-            span = slice(start, min(start + self._size, len(self.rows)))
-            part = self.victim.rows(self.rows[span])
+        start, count = 0, max(1, round(len(self.rows) / self._size))
+        for rows in self.rows.tensor_split(count):
+            part = self.victim.rows(rows)
             if part is None:
                 yield slice(0, len(self.rows)), self.victim
                 return
-            yield span, part
+            yield slice(start, start + len(rows)), part
+            start += len(rows)
 
 
 def settled(victim: Victim, outputs: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advdiff_attacks.best import Best
-from advdiff_attacks.buckets import Buckets, remaining, settled
+from advdiff_attacks.buckets import BUCKET, Buckets, remaining, settled
 from advdiff_attacks.objectives import Objective, objective_of
 from advdiff_attacks.square_moves import Move, State, move_of
 from advdiff_attacks.square_plan import as_images, windows
@@ -39,9 +39,7 @@ class Square(Attack):
         rescale: bool = setting(
             False, help="stretch the schedule of window sizes, made for 10,000 queries, to queries"
         )
-        bucket: int = setting(
-            0, ge=0, help="samples attacked together; 0: 64 on a CPU, 512 elsewhere"
-        )
+        bucket: int = setting(0, ge=0, help=BUCKET)
         interval: int = setting(
             10, ge=0, help="queries between drops of broken samples; 0 keeps all"
         )
