@@ -19,7 +19,7 @@ from advdiff_core.engine.rundir import RunDir, open_run
 from advdiff_core.engine.safe_read import read_bytes
 from advdiff_core.errors import AdvdiffError, DataError, RecipeError
 from advdiff_core.recipe.read import read_file
-from advdiff_core.report.robust import read_robust
+from advdiff_core.report.evaluations import read_robust
 
 __all__ = ["Picture", "RunRecord", "read_record"]
 

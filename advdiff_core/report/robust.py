@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from advdiff_core.engine import strict_json
-from advdiff_core.engine.safe_read import read_bytes
-from advdiff_core.errors import AdvdiffError, DataError
 from advdiff_core.report.charts import Series, line_chart
+from advdiff_core.report.facts import clean
 
-__all__ = ["config_lines", "curve_svg", "read_robust", "robust_tables", "title_of"]
+__all__ = ["config_lines", "curve_svg", "robust_tables", "title_of"]
 
 Tables = Mapping[str, Any]
 Table = tuple[Sequence[str], list[Sequence[str]]]
-_MAX = 2**30
-_NEEDED = ("config", "clean", "curve", "stages", "notes", "flags", "time")
-
-
-def read_robust(folder: Path, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The finished evaluations of a run: name of the folder, content of `report.json`.
-
-    Args:
-        folder: The run folder.
-        problems: Gets what could not be read.
-    """
-    try:
-        places = sorted(path for path in (folder / "robust").iterdir() if path.is_dir())
-    except OSError:
-        return []
-    found = []
-    for place in places:
-        path = place / "report.json"
-        if not path.exists():
-            problems.append(f"{path}: the evaluation is not finished; repeat its command to go on")
-            continue
-        try:
-            found.append((place.name, _read(path)))
-        except AdvdiffError as error:
-            problems.append(str(error))
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    tables = strict_json.loads(read_bytes(path, limit=_MAX), where=str(path))
-    if not isinstance(tables, dict) or any(key not in tables for key in _NEEDED):
-        raise DataError("is no report of an evaluation", code="S15", where=str(path))
-    return tables
 
 
 def eps_text(eps: float, *, pixels: bool = True) -> str:
@@ -113,9 +77,9 @@ def _curve(tables: Tables) -> Table:
     what = "correct" if _verdicts(tables) else "objective"
     head = [f"eps ({tables['config']['norm']})", *(names if several else []), f"worst, {what}"]
     rows: list[Sequence[str]] = []
-    for case, clean in tables["clean"].items():
+    for case, bare in tables["clean"].items():
         label = f"clean {case}".strip()
-        rows.append([label, *([""] * len(names) if several else []), number_text(clean)])
+        rows.append([label, *([""] * len(names) if several else []), number_text(bare)])
         for point in tables["curve"]:
             if point["case"] == case:
                 cells = [number_text(point["attacks"][name]) for name in names] if several else []
@@ -142,16 +106,16 @@ def _stages(tables: Tables) -> Table:
 def curve_svg(tables: Tables) -> Markup:
     """Robust accuracy in per cent, or the objective, over eps in levels of 255."""
     lines = []
-    for colour, (case, clean) in enumerate(tables["clean"].items()):
-        points = [(0.0, _height(clean))]
+    for colour, (case, bare) in enumerate(tables["clean"].items()):
+        points = [(0.0, _height(bare))]
         points += [
             (255 * point["eps"], _height(point["worst"]))
             for point in tables["curve"]
             if point["case"] == case and point["eps"] > 0
         ]
-        lines.append(Series(label=case or "worst case", points=points, colour=colour))
+        lines.append(Series(label=clean(case) or "worst case", points=points, colour=colour))
     what = "robust accuracy in per cent" if _verdicts(tables) else "objective"
-    return line_chart(what, lines, unit=f"eps, {tables['config']['norm']}, levels of 255")
+    return line_chart(what, lines, unit=f"eps, {clean(tables['config']['norm'])}, levels of 255")
 
 
 def _height(one: Tables) -> float:

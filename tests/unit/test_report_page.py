@@ -115,6 +115,7 @@ def record_of(folder: Path, word: str = "word", **changes: Any) -> RunRecord:
         "lock": {"plugins": {word: word}, "git": {"commit": word, "changed": True}},
         "rows": rows,
         "evaluation": {"nimg": 2000, "metrics": {word: 1.25}, "protocols": protocols},
+        "robust": ((word, robust_of(word)),),
         "checkpoints": (2000, 1000),
         "plan": {"roles": {word: passes}},
         "provenance": {"device_name": word, "torch": word, "threads": 2, "autocast": "None"},
@@ -123,6 +124,31 @@ def record_of(folder: Path, word: str = "word", **changes: Any) -> RunRecord:
         "problems": (word,),
     }
     return RunRecord(**{**known, **changes})
+
+
+def robust_of(word: str) -> dict[str, object]:
+    """An evaluation under attack, full of `word`."""
+    share = {"hits": 3, "count": 4, "low": 0.3, "high": 0.95}
+    stage = {
+        "name": word, "case": word, "eps": 0.1, "tested": 4, "broken": 1, "max_norm": 0.1,
+        "silent": 0, "not_finite": 0, "forwards": 8, "gradients": 4,
+    }  # fmt: skip
+    return {
+        "config": {
+            "objective": "classify", "role": word, "ema": -1, "nimg": 7, "weights": word,
+            "samples": {"num": 4, "pick": word}, "norm": word, "eps": [0.1], "seed": 0, "batch": 4,
+            "data": {"use": word, "split": word, "fingerprint": word, "count": 4},
+            "attacks": [
+                {"name": word, "use": word, "settings": {word: word}, "distribution": word}
+            ],
+        },
+        "clean": {word: share},
+        "curve": [{"case": word, "eps": 0.1, "attacks": {word: share}, "worst": share}],
+        "stages": [stage],
+        "notes": [word],
+        "flags": [{"code": word, "message": word, "fix": word, "severity": word}],
+        "time": {"seconds": 1.5, "stages": [1.5]},
+    }  # fmt: skip
 
 
 def sections_of(word: str) -> list[Section]:
@@ -228,7 +254,7 @@ def test_report_compares_runs(run_folder: Path) -> None:
     first = read_record(run_folder)
     second = record_of(Path("/r/00002-b"), evaluation={
         "nimg": 1000, "metrics": {"frechet": 9.5}, "protocols": {"frechet": {"samples": 10}},
-    }, rows=({"nimg": 500, "loss/denoise": 2.0}, {"nimg": 1000, "loss/denoise": 1.5}))  # fmt: skip
+    }, robust=(), rows=({"nimg": 500, "loss/denoise": 2.0}, {"nimg": 1000, "loss/denoise": 1.5}))  # fmt: skip
     changed = {**second.recipe, "run": {**second.recipe["run"], "batch": 256}}
     html = render([first, read_record(run_folder), record_of(Path("/r/00002-b"), recipe=changed)])
     assert "run.batch" in html

@@ -13,7 +13,7 @@ from advdiff_core.draws import keyed_generator
 from advdiff_core.engine.robust.watch import Tally
 from advdiff_core.errors import UnsoundError
 
-__all__ = ["Guard", "digest_of", "own_randomness"]
+__all__ = ["Guard", "digest_of", "keyed_randomness", "own_randomness"]
 
 
 def digest_of(module: nn.Module) -> str:
@@ -66,6 +66,20 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 @contextmanager
+def keyed_randomness(key: tuple[object, ...], device: torch.device) -> Iterator[None]:
+    """Run the body with torch's random state keyed, and put back afterwards.
+
+    Args:
+        key: Words that key the state.
+        device: Device of the network.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(keyed_generator(*key, "global").initial_seed())
+        yield
+
+
+@contextmanager
 def own_randomness(
     key: tuple[object, ...], device: torch.device, tally: Tally, attack: str
 ) -> Iterator[None]:
@@ -83,9 +97,7 @@ def own_randomness(
     Raises:
         UnsoundError: E17 if the attack draws from the global generator, not from its own draws.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(keyed_generator(*key, "global").initial_seed())
+    with keyed_randomness(key, device):
         before = torch.get_rng_state()
         yield
         if not tally.drew and not torch.equal(before, torch.get_rng_state()):

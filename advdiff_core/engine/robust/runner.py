@@ -15,7 +15,7 @@ from advdiff_core.draws import SampleDraws
 from advdiff_core.engine.failpoints import failpoint
 from advdiff_core.engine.robust.checker import check_inputs, slack
 from advdiff_core.engine.robust.findings import CLEAN, Findings
-from advdiff_core.engine.robust.guard import Guard, own_randomness
+from advdiff_core.engine.robust.guard import Guard, keyed_randomness, own_randomness
 from advdiff_core.engine.robust.job import AttackJob, Entry, Stage
 from advdiff_core.engine.robust.journal import Journal
 from advdiff_core.engine.robust.subjects import Outcome, Start, Subject
@@ -98,7 +98,9 @@ def search(  # noqa: PLR0913 - one attack on one bucket.
         found, x, norm=budget.norm, radius=radius, domain=subject.domain, attack=name,
         ids=list(start.ids),
     )  # fmt: skip
-    outcome = subject.outcome(case, start, found)
+    # A network that draws random numbers is judged by others than those that it was attacked under.
+    with keyed_randomness((*key, "verdict", *start.ids[:1]), x.device):
+        outcome = subject.outcome(case, start, found)
     return Searched(start=start, x=found, norms=norms, outcome=outcome, tally=tally)
 
 
@@ -192,7 +194,8 @@ class Runner:
         row = self._recorded(stage, ids)
         if row is None:
             start = self.subject.start(case, ids)
-            outcome = self.subject.outcome(case, start, start.x)
+            with keyed_randomness((self.job.seed, CLEAN, case, ids[0]), start.x.device):
+                outcome = self.subject.outcome(case, start, start.x)
             made: dict[str, Any] = {
                 "stage": stage, "ids": ids, "score": _numbers(outcome.score),
                 "labels": None if start.y is None else start.y.tolist(),
