@@ -98,7 +98,7 @@ class AttackRig(Rig):
         attack = self.build(subject, world)
         x = bench.batch_of(world, 0, 2).x
         victim = ClassifierVictim(world, classes=3, size=2)
-        budget = Budget("linf", 0.1)
+        budget = Budget(attack.norms[0], 0.1)
         attack.run(victim, x, budget, domain=world.data.domain, rng=bench.draws(0, 2))
 
 

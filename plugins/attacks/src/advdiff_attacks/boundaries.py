@@ -20,6 +20,8 @@ class Nearest:
         x: Clean inputs [B, ...].
         norm: What nearness is measured in.
         broken: Samples that are broken as they are [B].
+        enough: Distance at which a sample is settled [B], and nearer points are not taken any more;
+            zero to take them to the end, infinity to take the first.
 
     Attributes:
         points: Nearest broken points [B, ...]; the clean inputs where there is none.
@@ -27,23 +29,30 @@ class Nearest:
             start.
     """
 
-    def __init__(self, x: Tensor, norm: Norm, broken: Tensor) -> None:
+    def __init__(self, x: Tensor, norm: Norm, broken: Tensor, enough: Tensor | float = 0.0) -> None:
         self.x, self.norm = x, norm
         self.points = x.clone()
         self.lengths = torch.where(broken, 0.0, torch.inf).to(x.dtype)
+        self._enough = torch.as_tensor(enough).to(self.lengths).expand(len(x))
 
     def offer(self, rows: Tensor, points: Tensor, broken: Tensor) -> None:
-        """Keep those of `points` [N, ...] of samples `rows` [N] that are broken [N] and nearer."""
-        lengths = norms.norm(points - self.x[rows], self.norm)
-        better = broken & (lengths < self.lengths[rows])
-        self.lengths[rows] = torch.where(better, lengths, self.lengths[rows])
+        """Keep those of `points` [N, ...] of samples `rows` [N] that are broken [N] and nearer.
+
+        A settled sample keeps what it has: it makes no difference whether it was taken out.
+        """
+        lengths, before = norms.norm(points - self.x[rows], self.norm), self.lengths[rows]
+        better = broken & self._open(rows) & (lengths < before)
+        self.lengths[rows] = torch.where(better, lengths, before)
         kept = expand(better, points).bool()
         self.points[rows] = torch.where(kept, points, self.points[rows])
 
-    def open(self, rows: Tensor, limit: Tensor) -> Tensor:
-        """Places in `rows` [N] of samples that are farther than `limit` [B], or not broken yet."""
+    def open(self, rows: Tensor) -> Tensor:
+        """Places in `rows` [N] of samples that are not settled."""
+        return self._open(rows).nonzero()[:, 0]
+
+    def _open(self, rows: Tensor) -> Tensor:
         lengths = self.lengths[rows]
-        return ((lengths > limit[rows]) | lengths.isinf()).nonzero()[:, 0]
+        return (lengths > self._enough[rows]) | lengths.isinf()
 
     def within(self, budget: Budget) -> Tensor:
         """The points [B, ...] that are inside the budget, and clean inputs for the others."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from advdiff_attacks.boundaries import Nearest, climb, clip, is_broken, rivals
 from advdiff_attacks.fab_projections import displacement
+from advdiff_attacks.linear_models import Linearise, nearest_of_all, towards
 from advdiff_core import Attack, Budget, Draws, SearchCost, Victim, expand
-from advdiff_core.interfaces.query import input_gradient
 from advdiff_core.math import norms
 from advdiff_core.settings import setting, settings
-from advdiff_core.types import Domain, Norm
+from advdiff_core.types import Domain
 
 __all__ = ["FAB", "FABT"]
 
@@ -29,12 +28,6 @@ SETTLE = "stop a sample once it is broken within the radius: the verdict is the 
 #: Radius of random starts where neither the budget nor a broken point gives one, in units of the
 #: domain's span; the thresholds of the reference implementation.
 START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
-
-#: A linear model of `z_t - z_y` at points [N, ...]: its value [N] and gradient [N, ...].
-Linear = tuple[Tensor, Tensor]
-
-#: Makes it for a victim, points and the rival classes of these samples [N, C].
-Linearise = Callable[[Victim, Tensor, Tensor, Norm], Linear]
 
 
 class FAB(Attack):
@@ -77,7 +70,7 @@ class FAB(Attack):
             return climb(victim, x, budget, domain, self.settings.steps)
         search = _Search(victim, x, budget, domain, self.settings)
         classes = rivals(search.clean, victim.labels, self.settings.candidates)
-        search.run(classes, _nearest_of_all, rng.child("fab"))
+        search.run(classes, nearest_of_all, rng.child("fab"))
         return search.nearest.within(budget)
 
 
@@ -122,7 +115,7 @@ class FABT(Attack):
         classes = rivals(search.clean, victim.labels, self.settings.targets)
         for number in range(classes.shape[1]):
             target = classes[:, number : number + 1]
-            search.run(target, _towards, rng.child("fab-t", number))
+            search.run(target, towards, rng.child("fab-t", number))
         return search.nearest.within(budget)
 
 
@@ -164,7 +157,8 @@ class _Search:
         self.victim, self.x, self.budget, self.domain, self.keys = victim, x, budget, domain, keys
         with torch.no_grad():
             self.clean = victim.outputs(x)
-        self.nearest = Nearest(x, budget.norm, is_broken(victim, self.clean))
+        enough = budget.radius if keys.settle else 0.0
+        self.nearest = Nearest(x, budget.norm, is_broken(victim, self.clean), enough)
 
     def run(self, classes: Tensor, linearise: Linearise, rng: Draws) -> None:
         """Search all restarts with the rivals `classes` [B, C]."""
@@ -174,7 +168,7 @@ class _Search:
                 front.x1 = self._random_start(front, rng.child(restart).rows(front.rows))
             for step in range(self.keys.steps):
                 if step and self._looks(step):
-                    front = front.only(self.nearest.open(front.rows, self._limit()))
+                    front = front.only(self.nearest.open(front.rows))
                 if not len(front.rows):
                     break
                 self._step(front, linearise)
@@ -183,12 +177,7 @@ class _Search:
         """All samples that are not settled yet."""
         every = torch.arange(len(self.x), device=self.x.device)
         front = _Front(self.victim, every, classes, self.x, self.x.clone())
-        return front.only(self.nearest.open(every, self._limit()))
-
-    def _limit(self) -> Tensor:
-        """Distance [B] at which a sample is done; nothing undercuts one that was broken as is."""
-        radius = torch.as_tensor(self.budget.radius).to(self.x).expand(len(self.x))
-        return radius if self.keys.settle else torch.zeros_like(radius)
+        return front.only(self.nearest.open(every))
 
     def _looks(self, step: int) -> bool:
         """Whether it is time to drop settled samples; to look costs a wait for a GPU."""
@@ -197,8 +186,8 @@ class _Search:
     def _step(self, front: _Front, linearise: Linearise) -> None:
         """Project onto the linear boundary, note who is broken, and draw these back."""
         norm = self.budget.norm
-        value, gradient = linearise(front.victim, front.x1, front.classes, norm)
-        front.x1 = self._towards_boundary(front, value, gradient)
+        model = linearise(front.victim, front.x1, front.classes, norm)
+        front.x1 = self._towards_boundary(front, model.value, model.gradient)
         with torch.no_grad():
             broken = is_broken(front.victim, front.victim.outputs(front.x1))
         self.nearest.offer(front.rows, front.x1, broken)
@@ -231,41 +220,3 @@ class _Search:
         limit = torch.where(limit.isfinite(), limit, START[norm] * span)
         size = 0.5 * limit / norms.norm(direction, norm).clamp_min(1e-12)
         return clip(x0 + expand(size, x0) * direction, self.domain)
-
-
-def _towards(victim: Victim, x: Tensor, classes: Tensor, norm: Norm) -> Linear:
-    """The boundary to one target class each, `classes` [N, 1]."""
-    del norm
-    value, at = next(_differences(victim, x, classes))
-    return value.detach(), input_gradient(value, at)
-
-
-def _nearest_of_all(victim: Victim, x: Tensor, classes: Tensor, norm: Norm) -> Linear:
-    """The boundary that is nearest by its linear model, among `classes` [N, C]."""
-    dual: Norm = {"linf": "l1", "l2": "l2", "l1": "linf"}[norm]  # type: ignore[assignment]
-    best: tuple[Tensor, Tensor, Tensor] | None = None
-    for value, at in _differences(victim, x, classes):
-        (gradient,) = torch.autograd.grad(value.sum(), at, retain_graph=True)
-        value = value.detach()
-        distance = value.abs() / norms.norm(gradient, dual).clamp_min(1e-12)
-        if best is None:
-            best = (distance, value, gradient)
-            continue
-        nearer = distance < best[0]
-        best = (
-            torch.where(nearer, distance, best[0]),
-            torch.where(nearer, value, best[1]),
-            torch.where(expand(nearer, x).bool(), gradient, best[2]),
-        )
-    assert best is not None, "there is always another class"
-    return best[1], best[2]
-
-
-def _differences(victim: Victim, x: Tensor, classes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """`z_t - z_y` [N], with its graph to the input, for each column of `classes` [N, C]."""
-    assert victim.labels is not None
-    at = x.detach().requires_grad_()
-    logits = victim.outputs(at)
-    own = logits.gather(1, victim.labels[:, None])[:, 0]
-    for number in range(classes.shape[1]):
-        yield logits.gather(1, classes[:, number : number + 1])[:, 0] - own, at
