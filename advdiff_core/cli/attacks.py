@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from advdiff_core.cli.output import emit, emit_json, shown, table
+from advdiff_core.cli.purify import PurifyOptions
 from advdiff_core.errors import UnsoundError, UsageError, escape
 from advdiff_core.hooks.terminal import say
 
@@ -46,6 +47,7 @@ class AttackOptions:
         save: Inputs saved.
         name: Name of the folder.
         strict: Whether a flag is an error.
+        purify: Run of the denoiser that purifies, and how it does; see `PurifyOptions`.
     """
 
     attacks: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ class AttackOptions:
     save: int = 0
     name: str = ""
     strict: bool = False
+    purify: PurifyOptions = field(factory=PurifyOptions)
 
     def refuse_without_attack(self) -> None:
         """Refuse what means nothing where no attack is named.
@@ -74,7 +77,7 @@ class AttackOptions:
         """
         plain = AttackOptions(batch=self.batch, seed=self.seed, norm=self.norm)
         for name in ("settings", "eps", "objective", "num", "pick", "data", "split", "role", "ema",
-                     "t", "save", "name", "strict"):  # fmt: skip
+                     "t", "save", "name", "strict", "purify"):  # fmt: skip
             if getattr(self, name) != getattr(plain, name):
                 option = "-A" if name == "settings" else f"--{name}"
                 message = "is for an evaluation under attack, and there is no --attack"
@@ -103,7 +106,7 @@ class AttackOptions:
         return AttackJob(
             attacks=attacks, data=data, num=self.num, split=self.split, role=self.role,
             ema=self.ema, t=self.t, batch=self.batch, seed=self.seed, save=self.save,
-            name=self.name, **chosen, **eps,
+            name=self.name, purify=self.purify.job(), **chosen, **eps,
         )  # fmt: skip
 
 

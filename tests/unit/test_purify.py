@@ -217,6 +217,18 @@ def test_purifier_draws_fresh_noise_that_the_global_seed_repeats() -> None:
     assert not torch.equal(first, second)
 
 
+def test_streams_of_a_forward_are_apart() -> None:
+    """A sampler that asks for a stream of its own leaves the others alone."""
+    from advdiff_core.engine.robust.purify import _fresh
+
+    torch.manual_seed(5)
+    one, two = _fresh(), _fresh()
+    own = one.child("predictor").normal((3,))
+    assert torch.equal(own, one.child("predictor").normal((3,)))
+    assert not torch.equal(own, one.normal((3,)))
+    assert not torch.equal(own, two.child("predictor").normal((3,)))
+
+
 def test_purified_classifier_is_the_classifier_of_the_purified_input() -> None:
     """Nothing in between."""
     made, head = purifier("full"), nn.Linear(4, 3).double()

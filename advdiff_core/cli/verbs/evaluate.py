@@ -12,6 +12,7 @@ from advdiff_core.cli.app import Site
 from advdiff_core.cli.attacks import AttackOptions, evaluate_under_attack
 from advdiff_core.cli.measured import measured, measured_json
 from advdiff_core.cli.output import emit, emit_json, shown
+from advdiff_core.cli.purify import PurifyOptions, purify_options
 from advdiff_core.errors import escape
 from advdiff_core.hooks.terminal import say
 
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     "--name", metavar="NAME", default="",
     help="Folder in RUN/robust; made from the options if left out.",
 )  # fmt: skip
+@purify_options
 @click.option("--strict", is_flag=True, help="Fail (7) if anything makes the number doubtful.")
 @options.overrides
 @options.as_json
@@ -112,6 +114,7 @@ def command(  # noqa: PLR0913 - one argument per option.
     seed: int,
     save: int,
     name: str,
+    purify: PurifyOptions,
     strict: bool,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -131,11 +134,13 @@ def command(  # noqa: PLR0913 - one argument per option.
     counts, intervals, the curve over --eps, a line per sample in RUN/robust. The same command goes
     on after a kill. Numbers are printed only if every attack ran and what it returned passed a
     check that no attack shares.
+
+    With --purify the classifier judges inputs that were noised and denoised by another run.
     """  # noqa: D301 - \b keeps the lines apart in the help.
     attacked = AttackOptions(
         attacks=attacks, settings=settings, norm=norm, eps=eps, objective=objective, num=num,
         pick=pick, data=data, split=split, role=role, ema=ema, t=t, batch=batch, seed=seed,
-        save=save, name=name, strict=strict,
+        save=save, name=name, strict=strict, purify=purify,
     )  # fmt: skip
     if not attacks:
         attacked.refuse_without_attack()

@@ -20,6 +20,7 @@ from advdiff_core.engine.robust.gather import flags_of
 from advdiff_core.engine.robust.guard import digest_of
 from advdiff_core.engine.robust.job import AttackJob, Entry, entries, stages
 from advdiff_core.engine.robust.journal import Journal, claim
+from advdiff_core.engine.robust.purified import draw_notes, stand_in_flags
 from advdiff_core.engine.robust.runner import Runner
 from advdiff_core.engine.robust.saved import missing_saved, save_examples
 from advdiff_core.engine.robust.subjects import Subject, make_subject
@@ -161,10 +162,17 @@ def _finish(
         clean=result.clean_of(findings),
         curve=result.curve_of(findings, runner.entries, job.radii),
         stages=result.stage_facts(findings, runner.stages),
-        notes=(*runner.subject.notes, *_notes(runner)),
+        notes=(
+            *runner.subject.notes,
+            *_notes(runner),
+            *draw_notes(findings, job, len(runner.entries)),
+        ),
     )
     if runner.subject.verdicts:
-        report = evolve(report, flags=tuple(flags_of(runner, trained.experiment.make)))
+        flags = flags_of(runner, trained.experiment.make)
+        if job.purify is not None:
+            flags += stand_in_flags(runner.subject, job.purify.gradient)
+        report = evolve(report, flags=tuple(flags))
     rows = result.example_rows(findings, runner.stages, job.radii, len(runner.entries))
     write_atomic(folder / EXAMPLES, b"".join(strict_json.dumps(row) for row in rows))
     if job.save:

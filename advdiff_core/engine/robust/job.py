@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from attrs import field, frozen
@@ -15,9 +16,30 @@ from advdiff_core.recipe.named import named_component
 from advdiff_core.settings import Spec
 from advdiff_core.types import Norm
 
-__all__ = ["AttackJob", "Entry", "Objective", "Stage", "entries", "stages"]
+__all__ = ["AttackJob", "Entry", "Objective", "Purify", "Stage", "entries", "stages"]
 
 Objective = Literal["classify", "prediction-gap", "denoise", "sample-distance"]
+
+
+@frozen(kw_only=True)
+class Purify:
+    """A defence that noises inputs and denoises them with another run before they are judged.
+
+    Attributes:
+        run: Folder of the run with the denoiser; its sampler and its averaged weights are used.
+        t: Time that inputs are noised to, in its schedule's own range.
+        steps: Steps of the sampler from there.
+        gradient: What the attack sees of it; see `advdiff_core.engine.robust.purify.GRADIENTS`.
+        last: Steps that "truncated" passes through.
+        draws: Draws of the noise that a verdict looks at.
+    """
+
+    run: Path
+    t: float
+    steps: int = 10
+    gradient: Literal["full", "truncated", "surrogate", "identity"] = "full"
+    last: int = 1
+    draws: int = 8
 
 
 @frozen(kw_only=True)
@@ -42,6 +64,7 @@ class AttackJob:
         seed: Seed of the attacks, and of the noise of denoisers.
         save: Adversarial inputs that are saved.
         name: Name of the folder in `RUN/robust`; a digest of everything else if empty.
+        purify: A purifier in front of the classifier, or None.
     """
 
     attacks: Sequence[str | Mapping[str, Any]]
@@ -59,6 +82,7 @@ class AttackJob:
     seed: int = 0
     save: int = 0
     name: str = ""
+    purify: Purify | None = None
 
     def __attrs_post_init__(self) -> None:
         if not self.attacks:
@@ -72,6 +96,9 @@ class AttackJob:
         if self.objective == "classify" and self.t:
             fix = "leave it out, or name an --objective of a denoiser"
             raise UsageError("a classifier has no noise level", where="--t", fix=fix)
+        if self.objective != "classify" and self.purify is not None:
+            fix = "leave it out, or attack a classifier"
+            raise UsageError("only a classifier is purified for", where="--purify", fix=fix)
 
     @property
     def radii(self) -> tuple[float, ...]:

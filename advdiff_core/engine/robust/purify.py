@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor, nn
 
+from advdiff_core.draws import keyed_generator
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.interfaces.sampler import Denoise, Sampler, all_steps
 from advdiff_core.types import Domain, Prediction
@@ -144,13 +145,21 @@ def _mapped(x: Tensor, source: Domain, target: Domain) -> Tensor:
 class _Fresh:
     """Random numbers of one forward, made on the CPU; see `ImageDraws`."""
 
-    generator: torch.Generator
+    key: tuple[object, ...]
+    generator: torch.Generator = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "generator", keyed_generator(*self.key))
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal numbers."""
+        """Standard normal numbers `shape` = [B, ...]."""
         return torch.randn(shape, generator=self.generator)
+
+    def child(self, *words: object) -> _Fresh:
+        """Another stream of the same forward."""
+        return _Fresh((*self.key, *words))
 
 
 def _fresh() -> _Fresh:
     number = torch.randint(0, 2**62, (), generator=torch.default_generator)
-    return _Fresh(torch.Generator().manual_seed(int(number)))
+    return _Fresh(("purify", int(number)))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from advdiff_core.draws import keyed_generator
 from advdiff_core.engine.robust.evidence import AttackOutcome, Evidence, Flag, Inspection
 from advdiff_core.engine.robust.soundness_compare import compare_flags
 from advdiff_core.engine.robust.soundness_forward import forward_flags
@@ -34,11 +40,13 @@ def inspect(evidence: Evidence) -> Inspection:
         evidence: What the evaluation knows; its network is left as it was.
     """
     model = Inspected(evidence.module)
-    with model.watching():
+    with model.watching(), _own_randomness(evidence.x.device):
         flags = forward_flags(model, evidence)
         random = any(flag.code in _UNSTEADY for flag in flags)
         classes = model.logits(evidence.x[:1]).shape[1]
-        flags += outcome_flags(evidence, classes)
+        # What was seen of a random model at one draw is not what another draw shows.
+        found = outcome_flags(evidence, classes)
+        flags += [flag for flag in found if not (random and flag.code == "silent-success")]
         if not random:
             flags += gradient_flags(model, evidence)
         if not random and evidence.outcomes:
@@ -47,6 +55,14 @@ def inspect(evidence: Evidence) -> Inspection:
         flags=_once(flags), samples=len(evidence.x), forwards=model.forwards,
         gradients=model.gradients,
     )  # fmt: skip
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """Torch's global generators seeded in the body, and put back: one inspection, one result."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(keyed_generator("soundness").initial_seed())
+        yield
 
 
 def _once(flags: list[Flag]) -> tuple[Flag, ...]:

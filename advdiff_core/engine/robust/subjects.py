@@ -112,10 +112,11 @@ def make_subject(job: AttackJob, experiment: Experiment) -> Subject:
     facts = {"objective": job.objective, "role": role, "ema": ema}
     if not denoiser:
         chosen = choose_samples(job, experiment, labelled=True)
-        return _Classified(
+        made = _Classified(
             module=classifier(experiment, role, ema), chosen=chosen, experiment=experiment,
             facts={**facts, "data": chosen.facts}, notes=_few(chosen),
         )  # fmt: skip
+        return made if job.purify is None else _purified(made, job, experiment)
     module = network(experiment, role, ema)
     if job.objective == "sample-distance":
         return _sampled(job, experiment, role, module, facts)
@@ -124,6 +125,13 @@ def make_subject(job: AttackJob, experiment: Experiment) -> Subject:
         module=module, chosen=chosen, experiment=experiment, job=job, role=role,
         cases=_cases(job, experiment), facts={**facts, "data": chosen.facts}, notes=chosen.notes,
     )  # fmt: skip
+
+
+def _purified(made: Subject, job: AttackJob, experiment: Experiment) -> Subject:
+    # Here, since it wraps what is made here.
+    from advdiff_core.engine.robust.purified import purified
+
+    return purified(made, job, experiment)
 
 
 def _few(chosen: Chosen) -> list[str]:
