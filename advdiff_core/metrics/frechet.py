@@ -52,6 +52,9 @@ class Frechet(Metric):
         against: str = setting(
             "clean", help="clean: data without corruption; data: as seen", choices=("clean", "data")
         )
+        images: int = setting(
+            50_000, ge=2, unit="images", help="the first so many real samples are compared with"
+        )
         batch: int = setting(256, help="samples per forward of the role", ge=1)
 
     def __init__(self, settings: Any, build: Build) -> None:
@@ -105,8 +108,15 @@ class Frechet(Metric):
             "features": self.settings.features,
             **(tap if self.settings.features == "tap" else {"resize": "none"}),
             "against": self.settings.against,
+            **self._reference(),
             "bias": "too large for few samples; compare equal counts only",
         }
+
+    def _reference(self) -> dict[str, object]:
+        """How many real samples are compared with, where that is not all that there are."""
+        data = self.build.data
+        part = data is not None and data.count > self.settings.images
+        return {"reference": self.settings.images} if part else {}
 
     def _resize_rule(self) -> str:
         size, data = self.settings.resize, self.build.data
@@ -135,8 +145,8 @@ class Frechet(Metric):
     def _known(self, evaluation: Evaluation, x: Tensor) -> Moments:
         """Moments of real data, taken once."""
         made = self.settings
-        key = ("frechet", made.features, made.role, made.tap, made.resize, id(x))
-        return evaluation.remember(key, lambda: self._moments(evaluation, x))
+        key = ("frechet", made.features, made.role, made.tap, made.resize, made.images, id(x))
+        return evaluation.remember(key, lambda: self._moments(evaluation, x[: made.images]))
 
     def _moments(self, evaluation: Evaluation, x: Tensor) -> Moments:
         if self.settings.features == "pixels":

@@ -117,6 +117,18 @@ def test_frechet_against_data_compares_with_what_was_seen():
     assert numbers == {"sliced_wasserstein_to_data": pytest.approx(0, abs=1e-9)}
 
 
+def test_frechet_compares_with_as_many_real_samples_as_asked_for():
+    """The first `images` of the real samples count, and the protocol says so where there are more."""
+    metric = _metric(Frechet, images=50)
+    clean, data = _images(), _images(0.1)
+    found = metric.compute(_Evaluation(_images(0.2), clean, data))
+    part = Moments.of(clean[:50])
+    assert found["frechet"] == frechet_distance(Moments.of(_images(0.2)), part)
+    assert found["frechet_data"] == frechet_distance(Moments.of(data[:50]), part)
+    assert metric.protocol()["reference"] == 50
+    assert "reference" not in _metric(Frechet, images=100).protocol()
+
+
 @pytest.mark.parametrize(("count", "few"), [(64, True), (65, False)])
 def test_frechet_says_when_there_are_too_few_samples(count, few):
     """64 samples have no covariance of full rank in 64 pixels; the number's protocol says so."""
