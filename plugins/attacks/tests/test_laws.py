@@ -23,6 +23,9 @@ def surrogate(folder: Path) -> Example:
     return Example(settings={"attack": attack, "model": model, "weights": str(file)}, data=data)
 
 
+#: One of each family of formulas; tests/test_corruptions.py tries all kinds.
+KINDS = ("elastic", "fog", "jpeg", "saturate", "shot-noise")
+
 EXAMPLES = {
     "attack:autoattack": [
         {"steps": 3, "targets": 2, "queries": 10},
@@ -74,6 +77,11 @@ EXAMPLES = {
         {"start": "none", "keep": "last", "drop_broken": True},
     ],
     "attack:transfer": [surrogate],
+    "metric:corruption-accuracy": [
+        {"severities": [1, 5], "kinds": ["contrast", "shot-noise"]},
+        {"severities": [3], "kinds": ["jpeg"], "batch": 7},
+    ],
+    **{f"corruption:common:{name}": [{"severity": 4}, {"fraction": 0.4}] for name in KINDS},
 }
 
 test_attacks_keep_the_laws = laws("advdiff-attacks", examples=EXAMPLES, witnesses=5)
