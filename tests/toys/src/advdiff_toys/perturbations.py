@@ -100,6 +100,8 @@ class ToyFGSM(Attack):
         steps: int = setting(1, ge=1, help="steps")
         random_start: bool = setting(False, help="start anywhere in the ball")
 
+    keeps_best = False
+
     def cost(self) -> SearchCost:
         """One forward and backward per step."""
         return SearchCost(self.settings.steps, self.settings.steps)
