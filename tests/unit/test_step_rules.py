@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from advdiff_robustadv.perturbations import RayFGSM
-from advdiff_robustadv.terms import Equivariance, rule_weight
+from advdiff_robustadv.terms import Equivariance
+from advdiff_robustadv.weights import rule_weight
 from advdiff_toys.faults import RaisingSearch, Undeclared
 from advdiff_toys.networks import ToyCritic, ToyNet, ToyTarget
 from advdiff_toys.perturbations import ToyFree, ToyShift

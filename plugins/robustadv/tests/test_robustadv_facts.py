@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -336,6 +336,42 @@ def test_a_step_costs_what_the_readme_says(
     terms = {"denoise": made.make(Denoise), "term": made.make(component)}
     result = run_step(made, [Turn("student", terms)], points())
     assert result.counted == result.planned == {"student": cost}
+
+
+class _Spied(torch.autograd.Function):
+    """A matrix product that notes which gradients each backward asks it for."""
+
+    asked: ClassVar[list[tuple[bool, ...]]] = []
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """The product."""
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Both gradients, whoever wants them."""
+        x, weight = ctx.saved_tensors
+        _Spied.asked.append(ctx.needs_input_grad)
+        return grads[0] @ weight.T, x.T @ grads[0]
+
+
+class _Spy(_Linear):
+    """A linear denoiser made of it."""
+
+    def forward(self, x: Tensor, c_noise: Tensor | None = None, *_: Any, **__: Any) -> Any:
+        return BackboneOutput(_Spied.apply(x, self.layer.weight), {})
+
+
+def test_the_attack_computes_no_gradient_of_weights() -> None:
+    """Its backward asks each layer for its input's gradient alone, the training's for the rest."""
+    made = stage(Model(_Spy), fgsm(steps=2))
+    terms = {"denoise": made.make(Denoise), "equivariance": made.make(Equivariance)}
+    _Spied.asked.clear()
+    run_step(made, [Turn("student", terms)], points())
+    # Two steps of the search, then the training backward through the clean and the moved forward.
+    assert _Spied.asked == [(True, False), (True, False), (False, True), (False, True)]
 
 
 @pytest.mark.parametrize("shift", ["exact", "literal"])
