@@ -16,9 +16,10 @@ Tables = Mapping[str, Any]
 Table = tuple[Sequence[str], list[Sequence[str]]]
 
 
-def eps_text(eps: float, *, pixels: bool = True) -> str:
-    """A radius on the [0, 1] scale and in levels of 255."""
-    return f"{eps:.6g} ({255 * eps:.4g}/255)" if pixels else f"{eps:.6g}"
+def eps_text(eps: float, tables: Tables) -> str:
+    """A radius on the [0, 1] scale and in levels of 255; as it is for data without a range."""
+    levels = tables["config"].get("levels", True)
+    return f"{eps:.6g} ({255 * eps:.4g}/255)" if levels else f"{eps:.6g}"
 
 
 def number_text(one: Tables) -> str:
@@ -34,7 +35,7 @@ def title_of(tables: Tables) -> str:
     """What was done, on one line."""
     config = tables["config"]
     names = ", ".join(one["name"] for one in config["attacks"])
-    radii = ", ".join(eps_text(eps) for eps in config["eps"])
+    radii = ", ".join(eps_text(eps, tables) for eps in config["eps"])
     return f"{names} in {config['norm']}, eps {radii}"
 
 
@@ -83,7 +84,7 @@ def _curve(tables: Tables) -> Table:
         for point in tables["curve"]:
             if point["case"] == case:
                 cells = [number_text(point["attacks"][name]) for name in names] if several else []
-                label = f"{eps_text(point['eps'])} {case}".strip()
+                label = f"{eps_text(point['eps'], tables)} {case}".strip()
                 rows.append([label, *cells, number_text(point["worst"])])
     return head, rows
 
@@ -96,26 +97,28 @@ def _stages(tables: Tables) -> Table:
     rows: list[Sequence[str]] = []
     for one, seconds in zip(tables["stages"], times, strict=True):
         name = f"{one['name']} {one['case']}".strip()
-        radius = "any" if one["eps"] is None else eps_text(one["eps"])
+        radius = "any" if one["eps"] is None else eps_text(one["eps"], tables)
         counts = [f"{one['tested']:,}", f"{one['broken']:,}"][: 2 if _verdicts(tables) else 1]
         passes = [f"{one['forwards']:,}", f"{one['gradients']:,}", f"{seconds:.1f}"]
-        rows.append([name, radius, *counts, eps_text(one["max_norm"]), *passes])
+        rows.append([name, radius, *counts, eps_text(one["max_norm"], tables), *passes])
     return head, rows
 
 
 def curve_svg(tables: Tables) -> Markup:
-    """Robust accuracy in per cent, or the objective, over eps in levels of 255."""
+    """Robust accuracy in per cent, or the objective, over eps, in levels of 255 for images."""
+    levels = tables["config"].get("levels", True)
+    factor, unit = (255, ", levels of 255") if levels else (1, "")
     lines = []
     for colour, (case, bare) in enumerate(tables["clean"].items()):
         points = [(0.0, _height(bare))]
         points += [
-            (255 * point["eps"], _height(point["worst"]))
+            (factor * point["eps"], _height(point["worst"]))
             for point in tables["curve"]
             if point["case"] == case and point["eps"] > 0
         ]
         lines.append(Series(label=clean(case) or "worst case", points=points, colour=colour))
     what = "robust accuracy in per cent" if _verdicts(tables) else "objective"
-    return line_chart(what, lines, unit=f"eps, {clean(tables['config']['norm'])}, levels of 255")
+    return line_chart(what, lines, unit=f"eps, {clean(tables['config']['norm'])}{unit}")
 
 
 def _height(one: Tables) -> float:

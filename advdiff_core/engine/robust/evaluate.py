@@ -126,6 +126,7 @@ def _config(
         "norm": job.norm,
         "eps": list(job.radii),
         "scale": _scale(trained, subject),
+        "levels": trained.info.domain is not None,
         "samples": {"num": len(subject.ids), "pick": job.pick},
         "cases": list(subject.cases),
         "seed": job.seed,
