@@ -1,0 +1,97 @@
+"""Runs and measurements of the experiments, each made once: what is there already is read."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Lab", "arguments", "toml"]
+
+#: Folder of the finished numbers, in git; runs themselves are not.
+RECORDS = Path(__file__).with_name("records")
+
+
+def toml(value: Any) -> str:
+    """A value as TOML, in one line."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key} = {toml(each)}" for key, each in value.items())
+        return f"{{ {inner} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+class Lab:
+    """Trains and measures by the command line, as a user would.
+
+    Args:
+        out: Folder of the runs.
+        data: Folder of the data sets' files and of weights; see the page.
+    """
+
+    def __init__(self, out: Path, data: Path | None) -> None:
+        self.out, self.data = out, data
+        out.mkdir(parents=True, exist_ok=True)
+
+    def train(self, name: str, recipe: Path, keys: Mapping[str, Any]) -> Path:
+        """The finished run of that name; trained, or gone on with, if it is not there."""
+        found = sorted(self.out.glob(f"[0-9]*-{name}"))
+        if found and (found[-1] / "evaluation.json").exists():
+            return found[-1]
+        if found and list(found[-1].glob("checkpoints/*/COMMIT")):
+            self._advdiff("train", "--resume", found[-1])
+            return found[-1]
+        options = _options({"run.name": name, **keys})
+        done = self._advdiff("train", recipe, *options, "--out", self.out)
+        print(name, done["metrics"], file=sys.stderr, flush=True)
+        return Path(done["run"])
+
+    def measure(self, run: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics of a run, measured in the way that `keys` say."""
+        digest = hashlib.sha256(json.dumps(keys, sort_keys=True, default=str).encode())
+        place = run / "measured" / f"{digest.hexdigest()[:16]}.json"
+        if not place.exists():
+            found = self._advdiff("evaluate", run, *_options(keys))
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(json.dumps(found))
+            print(run.name, found["metrics"], file=sys.stderr, flush=True)
+        result: dict[str, Any] = json.loads(place.read_text())
+        return result
+
+    def record(self, name: str, found: Any) -> None:
+        """Keep numbers for the page."""
+        RECORDS.mkdir(exist_ok=True)
+        text = json.dumps(found, indent=1, sort_keys=True)
+        (RECORDS / f"{name}.json").write_text(text + "\n")
+
+    def _advdiff(self, *words: object) -> Any:
+        command = [sys.executable, "-m", "advdiff_core", *map(str, words), "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        # 6: the numbers of the run blew up, which is a result of the ablation.
+        if done.returncode not in (0, 6):
+            sys.exit(f"{' '.join(command)} ended with {done.returncode}")
+        return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {"metrics": {}}
+
+
+def _options(keys: Mapping[str, Any]) -> list[str]:
+    return [word for key, value in keys.items() for word in ("-s", f"{key}={toml(value)}")]
+
+
+def arguments(text: str | None, more: Sequence[str] = ()) -> argparse.Namespace:
+    """The options that the scripts share: `--out`, `--data`, and names that choose a part.
+
+    Args:
+        text: Description for `--help`.
+        more: Parts that may be asked for; all if none is.
+    """
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--data", type=Path, help="folder with the data sets' files and weights")
+    parser.add_argument("parts", nargs="*", choices=[*more, []], help="all if left out")
+    return parser.parse_args()
