@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def test_purified_evaluation_says_gradient_and_both_accuracies(
     assert one >= left(report)
     facts = report.config["purify"]
     assert (facts["gradient"], facts["steps"], facts["sampler"]) == ("full", 3, "ddim")
+    assert re.search(r"probed on 20 samples: [\d,]+ forwards of single samples", report.notes[-1])
     codes = {flag.code for flag in report.flags}
     assert {"randomised", "inner-sampling"} <= codes
     assert not codes & {"stand-in-gradient", "silent-success"}

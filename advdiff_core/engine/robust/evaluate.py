@@ -170,10 +170,11 @@ def _finish(
         ),
     )
     if runner.subject.verdicts:
-        flags = flags_of(runner, trained.experiment.make)
+        probed: list[str] = []
+        flags = flags_of(runner, trained.experiment.make, probed)
         if job.purify is not None:
             flags += stand_in_flags(runner.subject, job.purify.gradient)
-        report = evolve(report, flags=tuple(flags))
+        report = evolve(report, flags=tuple(flags), notes=(*report.notes, *probed))
     rows = result.example_rows(findings, runner.stages, job.radii, len(runner.entries))
     write_atomic(folder / EXAMPLES, b"".join(strict_json.dumps(row) for row in rows))
     if job.save:

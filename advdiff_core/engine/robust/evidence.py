@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor, nn
 
 from advdiff_core.interfaces.attack import Victim
@@ -75,6 +75,7 @@ class Evidence:
             returns which samples are broken afterwards by the independent check [B], bool, on the
             CPU, samples misclassified when clean included; None if no such attack, or setting, is
             installed. `use` may be that of an outcome, with more steps.
+        notes: Gets what has to be said beside the flags: what the probes cost.
     """
 
     victim: Victim
@@ -86,6 +87,7 @@ class Evidence:
     clean: Tensor
     outcomes: tuple[AttackOutcome, ...]
     probe: Callable[[str, Mapping[str, Any]], Tensor | None]
+    notes: list[str] = field(factory=list)
 
 
 @frozen(kw_only=True)

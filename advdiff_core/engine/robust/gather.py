@@ -31,14 +31,18 @@ __all__ = ["PROBED", "evidence_of", "flags_of"]
 PROBED = 128
 
 
-def flags_of(runner: Runner, make: Callable[[Spec], Any]) -> list[Flag]:
+def flags_of(runner: Runner, make: Callable[[Spec], Any], notes: list[str]) -> list[Flag]:
     """The flags of a finished evaluation of a classifier.
 
     Args:
         runner: The evaluation.
         make: Builds a component.
+        notes: Gets what has to be said beside the flags.
     """
-    return judge(evidence_of(runner, make))
+    evidence = evidence_of(runner, make)
+    flags = judge(evidence)
+    notes.extend(evidence.notes)
+    return flags
 
 
 def evidence_of(runner: Runner, make: Callable[[Spec], Any]) -> Evidence:

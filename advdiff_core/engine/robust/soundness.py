@@ -25,9 +25,14 @@ def judge(evidence: Evidence) -> list[Flag]:
     """Every flag that the evidence raises, the gravest first; see `inspect`.
 
     Args:
-        evidence: What the evaluation knows.
+        evidence: What the evaluation knows; its notes get what the probes cost.
     """
-    return list(inspect(evidence).flags)
+    found = inspect(evidence)
+    evidence.notes.append(
+        f"soundness was probed on {found.samples:,} samples: {found.forwards:,} forwards of single"
+        f" samples, {found.gradients:,} of them with a gradient"
+    )
+    return list(found.flags)
 
 
 def inspect(evidence: Evidence) -> Inspection:

@@ -45,12 +45,15 @@ class Inspected:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Count what runs through the network in the body."""
+        """Count what runs through the network in the body, and put its buffers back."""
         handle = self.module.register_forward_hook(self._count)
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         try:
             yield
         finally:
             handle.remove()
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def _count(self, module: nn.Module, inputs: Sequence[Any], output: Any) -> None:
         del module, output
