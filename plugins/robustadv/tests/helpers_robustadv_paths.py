@@ -92,6 +92,7 @@ class World:
         """The same of others."""
         twin = copy.copy(self)
         twin.samples, twin.folder = samples, self.folder / name
+        twin.folder.mkdir(parents=True, exist_ok=True)
         return twin
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -180,7 +180,6 @@ class _Spread:
 
     def compute(self, evaluation: Any) -> dict[str, float]:
         """Two numbers."""
-        (evaluation.folder / "seen").parent.mkdir(parents=True, exist_ok=True)
         (evaluation.folder / "seen").write_text(str(len(evaluation.samples)))
         return {"spread": float(evaluation.samples.std()), "count": float(len(evaluation.samples))}
 
@@ -200,10 +199,10 @@ def test_few_steps_gives_the_other_metrics_number_at_each(tmp_path: Path) -> Non
         f"few_steps_spread_{n}": float(world.generate(world.sampler(n)).x0.std()) for n in (2, 8)
     }
     assert found == pytest.approx(wanted)
-    assert (tmp_path / "few-steps.csv").read_text().splitlines() == [
+    assert (tmp_path / "few-steps-judge.csv").read_text().splitlines() == [
         "curve,NFE,value", *(f"spread,{n}.0,{found[f'few_steps_spread_{n}']}" for n in (2, 8)),
     ]  # fmt: skip
-    assert (tmp_path / "few-steps" / "2" / "seen").read_text() == "6"
+    assert (tmp_path / "few-steps-judge" / "2" / "seen").read_text() == "6"
     assert metric.protocol()["metric"] == {"use": "judge", "what": "deviation"}
 
 
@@ -212,7 +211,7 @@ def test_few_steps_takes_a_sampler_and_numbers_of_choice(tmp_path: Path) -> None
     world = World(tmp_path, Linear(1.0), points())
     metric = few(steps=(3,), sampler=spec_of("sampler", Heun), numbers=("count",), num=2)
     assert metric.compute(world) == {"few_steps_count_3": 2.0}
-    assert ",5.0," in (tmp_path / "few-steps.csv").read_text()
+    assert ",5.0," in (tmp_path / "few-steps-judge.csv").read_text()
 
 
 def test_few_steps_refuses_what_has_no_curve(tmp_path: Path) -> None:

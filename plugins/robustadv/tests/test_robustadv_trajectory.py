@@ -257,7 +257,8 @@ def test_trajectory_metric_gives_curves_over_radius_and_steps(tmp_path: Path) ->
     assert found[f"{end}_plain"] == pytest.approx(wanted)
     assert found[f"{end}_plain"] < found[f"{end}_pgd_r5"]
     assert found[f"{end}_pgd_r0.5"] < found[f"{end}_pgd_r5"]
-    for name in ("trajectory-radius", "trajectory-attacked"):
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    for name in ("trajectory-radius-inner", "trajectory-attacked-inner"):
         rows = (tmp_path / f"{name}.csv").read_text().splitlines()
         assert rows[0].startswith("curve,")
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from advdiff_core.hooks.files import write_file
 
-__all__ = ["Curves", "curves_png", "write_curves"]
+__all__ = ["Curves", "curves_png", "slug", "write_curves"]
 
 #: Name of a curve, and its points in order.
 Curves = Mapping[str, Sequence[tuple[float, float]]]
@@ -19,6 +20,11 @@ WIDTH, HEIGHT, LEFT, EDGE = 720, 400, 90, 40
 INK, FAINT, PAPER = (40, 40, 48), (222, 222, 228), (255, 255, 255)
 COLOURS = ((38, 84, 164), (196, 78, 82), (58, 138, 88), (150, 98, 178), (204, 138, 44))
 TICKS = 5
+
+
+def slug(text: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text)
 
 
 def write_curves(path: Path, x: str, curves: Curves, *, title: str = "") -> None:

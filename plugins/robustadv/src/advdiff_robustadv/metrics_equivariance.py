@@ -24,7 +24,7 @@ from advdiff_core import (
 from advdiff_core.hooks.files import write_file
 from advdiff_core.hooks.pictures import rows_png
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.curves import write_curves
+from advdiff_robustadv.curves import slug, write_curves
 from advdiff_robustadv.rays import SOURCE
 from advdiff_robustadv.reach import ReachSettings, ascend, reach, uniform_start
 
@@ -69,7 +69,8 @@ class EquivarianceError(Metric):
 
     `equivariance-witness.safetensors` holds the worst sample of all (x0, x_t, delta, both
     predictions, time), `.png` shows it, `equivariance-error.csv` and `.png` have the curves over
-    levels. Draws belong to the sample's own content: neither order nor batch changes a number.
+    levels; names end in `-<role>` where one is given. Draws belong to the sample's own content:
+    neither order nor batch changes a number.
     """
 
     needs_samples: ClassVar[bool] = False
@@ -112,6 +113,7 @@ class EquivarianceError(Metric):
     def __init__(self, settings: Settings, build: Build) -> None:
         super().__init__(settings, build)
         role = settings.role
+        self._end = f"-{slug(role)}" if role else ""
         if build.schedule is None:
             self._refuse("use", "a denoiser needs a noise schedule, the recipe has none")
         if role and (role not in build.models or build.models[role].parametrization == "none"):
@@ -145,9 +147,8 @@ class EquivarianceError(Metric):
             means = {level: float(e.mean()) for level, e in zip(levels, errors, strict=True)}
             numbers |= {f"{name}_t{level:g}": value for level, value in means.items()}
             curves[kind] = list(means.items())
-        write_curves(
-            evaluation.folder / "equivariance-error", "level", curves, title="equivariance error"
-        )
+        path = evaluation.folder / f"equivariance-error{self._end}"
+        write_curves(path, "level", curves, title="equivariance error")
         self._keep_worst(evaluation, levels)
         return numbers
 
@@ -215,7 +216,7 @@ class EquivarianceError(Metric):
             "sample": str(row), "level": f"{worst.level:g}", "error": repr(worst.error),
             "radius": repr(float(found.radius[row])), "norm": self.settings.norm,
         }  # fmt: skip
-        path = evaluation.folder / "equivariance-witness.safetensors"
+        path = evaluation.folder / f"equivariance-witness{self._end}.safetensors"
         write_file(path, save(kept, metadata=told))
         if evaluation.info.is_image:
             shown = ("x0", "x_t", "x0_hat", "x0_hat_moved")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import ClassVar, cast
 
 from advdiff_core import Build, Evaluation, Fault, Metric, RecipeError, Spec
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.curves import write_curves
+from advdiff_robustadv.curves import slug, write_curves
 from advdiff_robustadv.metrics_smoothness import sampler_of
 from advdiff_robustadv.rays import SOURCE
 
@@ -18,8 +19,9 @@ class FewSteps(Metric):
     """Another metric at several numbers of sampling steps: the curve of quality against NFE.
 
     `few_steps_<number>_<steps>`: what the metric finds of samples made in so many steps, from the
-    same seeds; which way is better is the metric's. `few-steps.csv` and `.png` hold the curves over
-    network evaluations per sample. FOUND: the paper's models keep their quality at fewer steps.
+    same seeds; which way is better is the metric's. `few-steps-<metric>.csv` and `.png` hold the
+    curves over network evaluations per sample; files of the metric go to the folder beside them.
+    FOUND: the paper's models keep their quality at fewer steps.
     """
 
     source: ClassVar[str] = SOURCE
@@ -65,15 +67,16 @@ class FewSteps(Metric):
     def compute(self, evaluation: Evaluation) -> Mapping[str, float]:
         """The other metric's numbers by name and steps."""
         made, numbers = self.settings, {}
+        name_of_files = f"few-steps-{slug(made.metric.use)}"
         curves: dict[str, list[tuple[float, float]]] = {}
         for steps in made.steps:
             sampler = sampler_of(self.build, evaluation, made.sampler, steps)
             found = evaluation.generate(sampler, num=made.num)
-            told = evaluation.with_samples(found.x0, f"few-steps/{steps}")
+            told = evaluation.with_samples(found.x0, f"{name_of_files}/{steps}")
             for name, value in judged(self.quality, told, made.numbers, self.build.path).items():
                 numbers[f"few_steps_{name}_{steps}"] = value
                 curves.setdefault(name, []).append((float(found.nfe), value))
-        write_curves(evaluation.folder / "few-steps", "NFE", curves, title=made.metric.use)
+        write_curves(evaluation.folder / name_of_files, "NFE", curves, title=made.metric.use)
         return numbers
 
 
@@ -100,6 +103,10 @@ def judged(
         RecipeError: R10 if it has no number of such a name.
     """
     found = quality.compute(evaluation)
+    # Most metrics write nothing: leave no empty folders behind.
+    with suppress(OSError):
+        evaluation.folder.rmdir()
+        evaluation.folder.parent.rmdir()
     for name in names:
         if name not in found:
             message = f"there is no number {name!r}; there are {', '.join(found)}"

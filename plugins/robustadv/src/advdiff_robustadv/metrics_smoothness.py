@@ -11,7 +11,7 @@ from torch import Tensor
 from advdiff_core import Build, Evaluation, Metric, Prediction, Sampler, Spec
 from advdiff_core.interfaces.sampler import with_steps
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.curves import write_curves
+from advdiff_robustadv.curves import slug, write_curves
 from advdiff_robustadv.rays import SOURCE
 
 __all__ = ["Smoothness", "Walk", "sampler_of"]
@@ -31,7 +31,8 @@ class Smoothness(Metric):
     - `smoothness_detour`: way of x0_hat over its distance from start to end, 1 if it goes straight.
 
     Means over samples; lower is smoother; 0 but for the detour on a path to a single known point.
-    `smoothness.csv` and `.png` hold the mean rate over log10 s. Meant for samplers without noise;
+    `smoothness.csv` and `.png` (`smoothness-<sampler>` for another one) hold the mean rate over
+    log10 s. Meant for samplers without noise;
     numbers depend on the number of steps and are to be compared at equal ones.
     """
 
@@ -65,7 +66,8 @@ class Smoothness(Metric):
         evaluation.generate(sampler, num=self.settings.num, callback=walk)
         found = walk.numbers()
         rates = [(place, float(rate)) for place, rate in walk.profile()]
-        path = evaluation.folder / "smoothness"
+        spec = self.settings.sampler
+        path = evaluation.folder / (f"smoothness-{slug(spec.use)}" if spec else "smoothness")
         write_curves(path, "log10 s", {"rate": rates}, title="rate of the predicted noise")
         lipschitz = found["lipschitz"]
         return {

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from advdiff_core import Build, Evaluation, Metric, Spec
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.curves import write_curves
+from advdiff_robustadv.curves import slug, write_curves
 from advdiff_robustadv.metrics_few_steps import judged, quality_of
 from advdiff_robustadv.metrics_smoothness import sampler_of
 from advdiff_robustadv.rays import SOURCE
@@ -46,9 +46,9 @@ class TrajectoryAttack(Metric):
 
     `trajectory_<number>_plain` without attack; `..._<kind>_r<radius>` with the radius varied, at
     `attacked` steps; `..._<kind>_k<steps>` with the number of attacked steps varied, at `radius`.
-    Which way is better is the metric's. `trajectory-radius.csv`, `trajectory-attacked.csv` and
-    pictures hold the curves. Samples are those of the same seeds and noise at every point.
-    The attack is that of the sampler `attacked`.
+    Which way is better is the metric's. `trajectory-radius-<metric>.csv`,
+    `trajectory-attacked-<metric>.csv` and pictures hold the curves. Samples are those of the same
+    seeds and noise at every point. The attack is that of the sampler `attacked`.
     """
 
     source: ClassVar[str] = SOURCE
@@ -119,7 +119,7 @@ class TrajectoryAttack(Metric):
                 line = curves.setdefault(point.curve, {})
                 line.setdefault(f"{name}, {point.kind}", start).append((point.at, value))
         for curve, lines in curves.items():
-            path = evaluation.folder / f"trajectory-{curve}"
+            path = evaluation.folder / f"trajectory-{curve}-{slug(self.settings.metric.use)}"
             write_curves(path, curve, lines, title=f"{self.settings.metric.use} under attack")
         return numbers
 
@@ -139,5 +139,6 @@ class TrajectoryAttack(Metric):
             sampler = AttackedSampler(sampler, point.keys, self.build)
         found = evaluation.generate(sampler, num=made.num)
         name = "plain" if point is None else point.name
-        told = evaluation.with_samples(found.x0, f"trajectory-attack/{name}")
+        folder = f"trajectory-attack-{slug(made.metric.use)}/{name}"
+        told = evaluation.with_samples(found.x0, folder)
         return judged(self.quality, told, made.numbers, self.build.path)
