@@ -3,8 +3,9 @@
     python docs/results/robustadv/images.py --out RUNS --data FOLDER [PART ...]
 
 FOLDER holds CIFAR-10 in its binary version, and `judge`, an import of a ResNet-56 trained on clean
-CIFAR-10, whose pooled features the distance is measured in. Every method goes on from the same plain
-run for the same number of images (the paper's fine-tuning form). Numbers go to records/images.json.
+CIFAR-10, whose pooled features the distance is measured in. Every method goes on from the same
+plain run for the same number of images (the paper's fine-tuning form). Numbers go to
+records/images-*.json.
 """
 
 from __future__ import annotations

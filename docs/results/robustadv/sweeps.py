@@ -2,8 +2,8 @@
 
     python docs/results/robustadv/sweeps.py --out RUNS
 
-8x8 digits in [-1, 1], 90 % damaged by noise, minutes of one CPU core in all. The price on clean data
-is measured by the same methods on clean digits. Numbers go to records/digits.json.
+8x8 digits in [-1, 1], 90 % damaged by noise, half an hour of one CPU core in all. The price on
+clean data is measured by the same methods on clean digits. Numbers go to records/digits.json.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ OUTLIERS = [{"use": "uniform-outliers", "fraction": 0.1, "low": -2, "high": 2}]
 DAMAGE = {"inlier": INLIER, "outliers": OUTLIERS}
 SEEDS = (7, 8, 9)
 UNCAPPED = {"terms.equivariance.w_max": 0.0}
-#: The paper's form has no cap on the weight near t = 0 (w_max = 0); the default of the term has, and
-#: is shown with one seed.
+#: The paper's form has no cap on the weight near t = 0 (w_max = 0); the default of the term has,
+#: and is shown with one seed.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("plane-plain.toml", {}),
     "random": ("plane.toml", {"views.adv.perturb.use": "ray-random", **UNCAPPED}),
