@@ -116,13 +116,14 @@ def test_smoothing_with_the_target_left_is_ddpm_ip_in_noise_units() -> None:
     torch.testing.assert_close(ours.x_t, theirs.x_t, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("w_max", [0.0, 0.5])
 @pytest.mark.parametrize("rule", ["inverse-radius", "constant"])
-def test_a_gaussian_weighs_as_the_box_of_its_standard_deviation(rule: Any) -> None:
+def test_a_gaussian_weighs_as_the_box_of_its_standard_deviation(rule: Any, w_max: float) -> None:
     """Both rules and the cap see the spread of delta, not the box that cuts it."""
     weights = []
     for component in (GaussianSmoothing, RayRandom):
         made, x0 = stage(component, component.Settings())
-        term = made.make(Equivariance, Equivariance.Settings(weight_rule=rule, w_max=0.5))
+        term = made.make(Equivariance, Equivariance.Settings(weight_rule=rule, w_max=w_max))
         plain = Equivariance.Settings(weight_rule="constant", w_max=0.0)
         turn = Turn("student", {"a": term, "b": made.make(Equivariance, plain)})
         losses = run_step(made, [turn], x0).losses
