@@ -97,6 +97,18 @@ def test_the_verb_writes_a_picture_and_numbers(tmp_path: Path, pixels, monkeypat
     result = CliRunner().invoke(app, arguments, obj=Site())
     found = json.loads(result.output)
     assert (found["count"], found["labels"], found["picture"]) == (60, [10, 30, 20], "other.png")
+    assert found["subspace"] is None
+
+
+def test_the_verb_tells_a_known_subspace(tmp_path: Path, monkeypatch):
+    """Dimensions and share of the variance, where the data know where their samples lie."""
+    monkeypatch.chdir(tmp_path)
+    text = '[data]\nuse = "oblique-plane"\ncount = 50\n[models.student]\nuse = "mlp"\n'
+    Path("plane.toml").write_text(text)
+    result = CliRunner().invoke(app, ["data", "plane.toml"], obj=Site())
+    assert "2 of 3 dimensions, 100.00% of the variance" in result.output
+    report = look(loads_recipe(text), 4).as_json()
+    assert report["subspace"] == {"dimensions": 2, "explained": 1.0}
 
 
 @pytest.mark.parametrize(
