@@ -53,7 +53,10 @@ class Lab:
         return Path(done["run"])
 
     def measure(self, run: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """Metrics of a run, measured in the way that `keys` say."""
+        """Metrics of a run, measured in the way that `keys` say; its own if they say nothing."""
+        if not keys:
+            own: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+            return own
         digest = hashlib.sha256(json.dumps(keys, sort_keys=True, default=str).encode())
         place = run / "measured" / f"{digest.hexdigest()[:16]}.json"
         if not place.exists():
