@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,3 +318,20 @@ def test_searches_stay_inside_their_ball_in_every_norm(norm: Any) -> None:
         searches.queries(12),
     ):  # fmt: skip
         assert not broken.any()
+
+
+def test_page_lists_every_flag() -> None:
+    """Those of the sources, and no other."""
+    root = Path(__file__).parents[2]
+    sources = [*(root / "advdiff_core/engine/robust").glob("soundness_*.py")]
+    sources.append(root / "advdiff_core/engine/robust/purified.py")
+    known = {
+        code
+        for path in sources
+        for code in re.findall(r'code = "([a-z-]+)"|code="([a-z-]+)"', path.read_text("utf-8"))
+        for code in code
+    } | {"query-beats-gradient", "transfer-beats-gradient"}
+    page = (root / "docs/attacks.md").read_text("utf-8")
+    table = page.split("| flag | what was found")[1].split("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert {code for row in rows for code in re.findall("`([a-z-]+)`", row)} == known - {""}
