@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from advdiff_core import Batch, Build, DataInfo, Dataset, Domain, RecipeError
+from advdiff_core.engine.parts import assemble_data
+from advdiff_core.recipe import recipe_from_dict
 from advdiff_core.settings import Spec
 
 
@@ -140,3 +143,23 @@ def test_sets_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.Monkey
     with pytest.raises(RecipeError, match=r"40 samples of \[1, 3, 4\] need 1,920 bytes") as caught:
         linear(components=2)
     assert '"subset"' in caught.value.faults[0].fix
+
+
+def test_real_photos_are_projected_as_numpy_does(real_data: Path, tmp_path: Path) -> None:
+    """CIFAR-10: 40 dimensions hold most of the variance, and the samples are numpy's."""
+    photos = np.load(real_data / "data" / "cifar10_mini.npz")["x_train"][:300]
+    channels = photos.transpose(0, 3, 1, 2)
+    np.savez(tmp_path / "photos.npz", x=channels)
+    told = {"use": "tensor-file", "path": str(tmp_path / "photos.npz"), "images": "x"}
+    recipe = recipe_from_dict({
+        "data": {"use": "linearized-images", "images": told, "components": 40, "fit": "widen"},
+        "models": {"student": {"use": "unet"}},
+    })  # fmt: skip
+    source = assemble_data(recipe).source
+    known = source.info.subspace
+    assert known is not None
+    assert 0.7 < known.explained < 0.95
+    flat = channels.reshape(300, -1) / 127.5 - 1.0
+    u, s, v = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    wanted = flat.mean(0) + (u[:, :40] * s[:40]) @ v[:40]
+    np.testing.assert_allclose(every(source.dataset).numpy(), wanted, atol=2e-6)
