@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from helpers_zoo import RADIUS, classifier, digits
 from helpers_zoo_defences import DEFENCES, Wrapped
 from torch import Tensor, nn
@@ -286,6 +286,16 @@ def test_inspection_leaves_no_trace_and_counts_its_cost() -> None:
     assert len(net._forward_hooks) == hooks
     assert found.forwards == sum(asked)
     assert found.samples == COUNT
+
+
+def test_random_classifier_is_less_in_doubt_where_an_attack_averaged() -> None:
+    """`eot` is the mend; the accuracy still depends on the draw."""
+    made = evidence(defended("noise"))
+    (plain,) = made.outcomes
+    found = judge(evolve(made, outcomes=(evolve(plain, use="eot"),)))
+    (flag,) = (flag for flag in found if flag.code == "randomised")
+    assert flag.severity == "doubtful"
+    assert flag.fix == "read the accuracy at one draw and at the worst of several"
 
 
 def test_flags_come_gravest_first_and_once() -> None:

@@ -25,7 +25,7 @@ def forward_flags(model: Inspected, evidence: Evidence) -> list[Flag]:
     moved = _moved(model, evidence.x)
     logits = model.logits(evidence.x)
     found = [training, moved, _not_finite(logits), *_inside(model, evidence.x)]
-    random = _randomised(model, evidence.x, logits)
+    random = _randomised(model, evidence, logits)
     found += [random, None if random else _by_batch(model, evidence.x, logits)]
     found += [_probabilities(logits), _outside(evidence)]
     if random is None:
@@ -94,7 +94,9 @@ def _samples(draws: int) -> Flag | None:
     return Flag(code="inner-sampling", message=message, fix=fix, severity="doubtful")
 
 
-def _randomised(model: Inspected, x: Tensor, logits: Tensor) -> Flag | None:
+def _randomised(model: Inspected, evidence: Evidence, logits: Tensor) -> Flag | None:
+    """Answers at random; graver if no attack averaged over its draws."""
+    x = evidence.x
     again = [model.logits(x) for _ in range(2)]
     gap = max(_gap(logits, other) for other in again)
     if gap <= limits.REPEAT_TOLERANCE:
@@ -104,8 +106,10 @@ def _randomised(model: Inspected, x: Tensor, logits: Tensor) -> Flag | None:
         f"the same {len(x)} inputs get other logits when asked again: up to {gap:.1%} of their"
         f" spread, {flips} of them another class"
     )
-    fix = "attack with eot, and read the accuracy at one draw and at the worst of several"
-    return Flag(code="randomised", message=message, fix=fix)
+    fix = "read the accuracy at one draw and at the worst of several"
+    if any(one.use == "eot" for one in evidence.outcomes):
+        return Flag(code="randomised", message=message, fix=fix, severity="doubtful")
+    return Flag(code="randomised", message=message, fix=f"attack with eot, and {fix}")
 
 
 def _by_batch(model: Inspected, x: Tensor, logits: Tensor) -> Flag | None:
