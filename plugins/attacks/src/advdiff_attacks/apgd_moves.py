@@ -199,7 +199,11 @@ def _moved(point: Tensor, x: Tensor) -> Tensor:
     return (point != x).flatten(1).sum(1)
 
 
-_MOVES = {"linf": _LinfMove, "l2": _L2Move, "l1": _SparseMove}
+_MOVES: dict[str, type[_LinfMove | _L2Move | _SparseMove]] = {
+    "linf": _LinfMove,
+    "l2": _L2Move,
+    "l1": _SparseMove,
+}
 
 
 def move_of(budget: Budget, domain: Domain | None, rho: float) -> Move:

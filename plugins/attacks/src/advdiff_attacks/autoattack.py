@@ -11,6 +11,7 @@ from torch import Tensor
 from advdiff_attacks.apgd import APGDCE, APGDDLR, APGDT
 from advdiff_attacks.best import Best
 from advdiff_attacks.buckets import BUCKET, remaining, settled
+from advdiff_attacks.fab import FAB, FABT
 from advdiff_attacks.square import Square
 from advdiff_core import Attack, Budget, Draws, SearchCost, Victim
 from advdiff_core.settings import setting, settings
@@ -91,35 +92,30 @@ class AutoAttack(Attack):
         return VERSIONS[self.settings.version]
 
     def _apgd_ce(self) -> Attack:
-        return APGDCE(APGDCE.Settings(restarts=self._restarts(), **self._common()), self.build)
+        return self._made(APGDCE, restarts=self._restarts(), **self._common())
 
     def _apgd_dlr(self) -> Attack:
-        return APGDDLR(APGDDLR.Settings(restarts=self._restarts(), **self._common()), self.build)
+        return self._made(APGDDLR, restarts=self._restarts(), **self._common())
 
     def _apgd_t(self) -> Attack:
         targets = self.settings.targets or (9 if self.settings.version == "plus" else 0)
-        return APGDT(APGDT.Settings(targets=targets, **self._common()), self.build)
+        return self._made(APGDT, targets=targets, **self._common())
 
     def _fab(self) -> Attack:
-        from advdiff_attacks.fab import FAB
-
-        keys = FAB.Settings(
-            steps=self.settings.steps, restarts=self.settings.restarts or 5, settle=True
-        )
-        return FAB(keys, self.build)
+        s = self.settings
+        return self._made(FAB, steps=s.steps, restarts=s.restarts or 5, settle=True)
 
     def _fab_t(self) -> Attack:
-        from advdiff_attacks.fab import FABT
-
-        keys = FABT.Settings(
-            steps=self.settings.steps, targets=self.settings.targets or 9, settle=True
-        )
-        return FABT(keys, self.build)
+        s = self.settings
+        return self._made(FABT, steps=s.steps, targets=s.targets or 9, settle=True)
 
     def _square(self) -> Attack:
         s = self.settings
-        keys = Square.Settings(queries=s.queries, bucket=s.bucket, interval=s.interval)
-        return Square(keys, self.build)
+        return self._made(Square, queries=s.queries, bucket=s.bucket, interval=s.interval)
+
+    def _made(self, kind: type[Attack], **keys: Any) -> Attack:
+        make: Any = kind.Settings
+        return kind(make(**keys), self.build)
 
     def _restarts(self) -> int:
         return self.settings.restarts or (5 if self.settings.version == "plus" else 0)

@@ -87,7 +87,7 @@ class Move(ABC):
         return point.clamp(self.domain.low, self.domain.high)
 
     def state(self, x: Tensor, radius: Tensor, point: Tensor, signs: Tensor | None = None) -> State:
-        """The state at the first points."""
+        """The state at the first points [N, C, H, W]."""
         empty = x[:, :0]
         return State(
             x=x, radius=radius, point=point.contiguous(),
