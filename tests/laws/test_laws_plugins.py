@@ -82,7 +82,7 @@ EXAMPLES = {
         {"unit": "noise", "bias": "random", "steps": 2},
         {"objective": "equivariance-residual", "bias": "multiplicative", "gamma": 0.0},
     ],
-    "perturbation:ray-random": [{}, {"unit": "noise", "bias": "random"}],
+    "perturbation:ray-random": [{}, {"unit": "noise", "bias": "random"}, {"relative": True}],
     "loss_term:equivariance": [
         {},
         {"shift": "literal", "weight_rule": "constant"},
