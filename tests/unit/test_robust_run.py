@@ -18,6 +18,7 @@ import torch
 from helpers_robust import ATTACKS, Noise, cheating, data_table, entry_of, trained_classifier
 
 from advdiff_core import Attack
+from advdiff_core.draws import SampleDraws
 from advdiff_core.engine.api import Trained
 from advdiff_core.engine.robust import evaluate as evaluating
 from advdiff_core.engine.robust.guard import digest_of
@@ -142,11 +143,23 @@ def test_members_run_on_what_is_left(attack: Run) -> None:
     assert noise.gradients == 0
 
 
-def test_members_draw_from_children_of_the_composite(attack: Run, folder: Path) -> None:
-    """The random numbers of a member are those of `rng.child(member)` in the composite itself."""
-    both = attack("pair", eps=(0.12,))
-    lines = [row["eps"][0] for row in rows_of(both) if row["eps"][0]["attack"] == "pair/noise"]
-    assert len(lines) == both.stages[0].broken
+def test_members_draw_from_children_of_the_composite(attack: Run) -> None:
+    """The numbers of a member are those of `rng.child(member)` in the composite's own search."""
+    from safetensors.torch import load_file
+
+    report = attack("pair", eps=(0.12,), save=60, seed=4)
+    found = load_file(report.folder / "adversarial.safetensors")
+    rows = rows_of(report)
+    checked = 0
+    for one, x, moved in zip(
+        found["id"].tolist(), found["clean"], found["adversarial"], strict=True
+    ):
+        if rows[one]["eps"][0]["attack"] == "pair/noise":
+            draws = SampleDraws((4, "robust", "pair"), [one]).child("noise")
+            wanted = (x + 2 * 0.12 * draws.normal((1, 1, 4, 4))[0].sign()).clamp(-1, 1)
+            torch.testing.assert_close(moved, wanted, rtol=0, atol=1e-6)
+            checked += 1
+    assert checked == report.stages[0].broken > 0
 
 
 def test_minimal_norm_attacks_run_once_and_answer_for_all_radii(attack: Run) -> None:
@@ -170,9 +183,11 @@ def test_found_perturbations_count_at_every_radius_that_holds_them(attack: Run) 
 
 @pytest.mark.parametrize("name", ["step", "noise"])
 def test_verdicts_do_not_depend_on_the_bucket(attack: Run, name: str) -> None:
-    """E19: buckets of 1, 7 and 60; numbers are drawn per sample."""
-    lines = [rows_of(attack(name, batch=batch, num=21)) for batch in (1, 7, 21)]
+    """E19: buckets of 1, 7 and 30; random numbers are drawn per sample."""
+    told: dict[str, Any] = {"num": 30, "eps": (0.12, 0.35)}
+    lines = [rows_of(attack(name, batch=batch, **told)) for batch in (1, 7, 30)]
     assert lines[0] == lines[1] == lines[2]
+    assert any(row["eps"][1]["attack"] for row in lines[0])
 
 
 def test_repeating_an_evaluation_repeats_its_report_byte_for_byte(attack: Run) -> None:
