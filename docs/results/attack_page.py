@@ -8,13 +8,13 @@ from typing import Any
 INTRODUCTION = """\
 Written by `docs/results/attacks.py`, which runs the attacks of advdiff-attacks and those of
 [pyautoattack](https://pypi.org/project/pyautoattack/) in turns: the same published networks, the
-first {count} test images of CIFAR-10, the same settings, float32. Start points and windows are
-random and not the same on both sides. A sample counts as broken when a fresh forward misclassifies
-it inside the ball and the range. Seconds are processor time of one thread (on a GPU: of the clock),
-which other jobs on the machine disturb little."""
+first {count} test images of CIFAR-10, the same settings, float32. A sample counts as broken when a
+fresh forward misclassifies it inside the ball and the range. Seconds are processor time of one
+thread (on a GPU: of the clock), which other jobs on the machine disturb little."""
 SUITES = """\
-Each attack gets the samples that its own side has left. The robust accuracy is in per cent;
-"disagree" counts samples that one side broke and the other did not."""
+Each attack gets the samples that its own side has left, and each side draws its own numbers. The
+robust accuracy is in per cent; "disagree" counts samples that one side broke and the other did
+not."""
 SAVINGS = """\
 Seconds on samples of the network that is timed above, the median of three runs, with one saving
 switched off at a time; in brackets the time relative to that with all savings. Looking at each step
@@ -46,7 +46,7 @@ def page(
         *(line for suite in suites for line in _suite(suite, count)),
         "## Each attack alone",
         "",
-        "On all samples that are classified rightly.",
+        "On all samples that are classified rightly, with the same random numbers on both sides.",
         "",
         "| network | radius | settings | attack | robust, advdiff | robust, pyautoattack "
         "| disagree |",

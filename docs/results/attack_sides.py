@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from advdiff_attacks.autoattack import AutoAttack
+from advdiff_attacks.square_plan import windows
 from advdiff_backbones.resnets import CifarResNet, NormlessResNet
 from PIL import Image
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -22,7 +23,7 @@ from pyautoattack.square import SquareAttack
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advdiff_core import Budget, Build, DataInfo, Domain, SampleDraws
+from advdiff_core import Budget, Build, DataInfo, Domain, Draws, SampleDraws
 
 DOMAIN = Domain(0.0, 1.0)
 SEED = 0
@@ -91,21 +92,52 @@ def images(data: Path, count: int, device: str) -> tuple[Tensor, Tensor]:
     return chosen.to(device), torch.from_numpy(y[:count].astype(np.int64)).to(device)
 
 
-def ours(model: nn.Module, name: str, radius: float, keys: dict[str, int], **more: Any) -> Side:
+class TorchDraws(Draws):
+    """Numbers as torch draws them one after the other from a seed, as pyautoattack does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.numbers, self.device = torch.Generator().manual_seed(SEED), device
+
+    def child(self, *_: object) -> TorchDraws:
+        """Itself: the stream goes on."""
+        return self
+
+    def rows(self, _: Tensor) -> TorchDraws:
+        """Itself: as many numbers as are asked for."""
+        return self
+
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Numbers in [low, high)."""
+        return low + (high - low) * torch.rand(shape, generator=self.numbers).to(self.device)
+
+
+def draws_of(name: str, numbers: list[int], device: torch.device, *, same: bool) -> Draws:
+    """A stream by image; `same`: the numbers that auto-PGD of pyautoattack draws."""
+    if same and name.startswith("apgd"):
+        return TorchDraws(device)
+    return SampleDraws((SEED, name), numbers, device=device)
+
+
+def ours(
+    model: nn.Module, name: str, radius: float, keys: dict[str, int], *, same: bool = False,
+    **more: Any,
+) -> Side:  # fmt: skip
     """One of AutoAttack's members, ours; the model's parameters are frozen while it runs."""
     attack = AutoAttack(AutoAttack.Settings(**keys, **more), Build()).members()[name]
     budget = Budget("linf", radius, "image")
 
     def run(x: Tensor, y: Tensor, numbers: list[int]) -> Tensor:
-        draws = SampleDraws((SEED, name), numbers, device=x.device)
+        draws = draws_of(name, numbers, x.device, same=same)
         with frozen(model):
             return attack.run(ClassifierVictim(model, y), x, budget, domain=DOMAIN, rng=draws)
 
     return run
 
 
-def theirs(model: nn.Module, name: str, radius: float, keys: dict[str, int]) -> Side:
-    """The same attack of pyautoattack with the same settings."""
+def theirs(
+    model: nn.Module, name: str, radius: float, keys: dict[str, int], *, same: bool = False
+) -> Side:
+    """The same attack of pyautoattack with the same settings; `same`: from the same numbers."""
     common = {
         "eps": radius,
         "norm": "Linf",
@@ -124,10 +156,22 @@ def theirs(model: nn.Module, name: str, radius: float, keys: dict[str, int]) -> 
     }[name]()
 
     def run(x: Tensor, y: Tensor, numbers: list[int]) -> Tensor:
-        del numbers
+        if same and name == "square":
+            lead(made, draws_of(name, numbers, x.device, same=same), x, keys["queries"])
         return made.perturb(x.clone(), y.clone()).detach()
 
     return run
+
+
+def lead(peer: SquareAttack, draws: Draws, x: Tensor, queries: int) -> None:
+    """Give pyautoattack's Square the windows, stripes and signs of ours."""
+    draws = draws.child("restart", 0)
+    plan = windows(tuple(x.shape[1:]), queries, share=0.8, rescale=False, bumpy=False, draws=draws)
+    places = iter([torch.tensor([number]) for place in plan.places for number in place])
+    stripes = draws.uniform((x.shape[0], x.shape[1], 1, x.shape[3]), -1.0, 1.0).sign()
+    signs = iter([stripes, *(plan.signs.flatten(1).float() * 2 - 1)[:, :, None, None]])
+    peer.random_int = lambda *_, **__: next(places)
+    peer.random_choice = lambda _: next(signs)
 
 
 @contextmanager

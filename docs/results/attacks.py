@@ -92,11 +92,13 @@ class Bench:
         keys: dict[str, int],
         left: list[Tensor],
         turn: int,
+        *,
+        same: bool,
     ) -> list[dict[str, Any]]:
-        """Both sides on the images they have left; whose turn is first alternates."""
+        """Both sides on the images they have left, `same`: from the same random numbers."""
         model, results = self.network(net), [{}, {}]
         for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            run = (ours, theirs)[side](model, member, radius / 255, keys)
+            run = (ours, theirs)[side](model, member, radius / 255, keys, same=same)
             rows = left[side]
             x, y = self.x[rows], self.y[rows]
             found, seconds = timed(run, x, y, rows.tolist()) if len(rows) else (x, 0.0)
@@ -119,7 +121,8 @@ def matches(
 
     Args:
         bench: Networks and images.
-        kind: "suite": each attack on what its own side has left; "alone": on all right samples.
+        kind: "suite": each attack on what its own side has left, whose turn is first alternates;
+            "alone": on all samples that are classified rightly, from the same random numbers.
         which: Networks, radii and settings.
     """
     found = []
@@ -131,7 +134,9 @@ def matches(
             left = [correct, correct]
             for turn, member in enumerate(MEMBERS):
                 key = f"{kind}/{net}/{radius}/{keys}/{bench.count}/{number}/{member}/{bench.device}"
-                duel = partial(bench.duel, net, member, radius, keys, left, number + turn)
+                duel = partial(
+                    bench.duel, net, member, radius, keys, left, number + turn, same=kind == "alone"
+                )
                 both = bench.memory.get(key, duel)
                 if kind == "suite":
                     pairs = zip(left, both, strict=True)
