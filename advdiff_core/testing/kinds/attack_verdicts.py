@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -128,14 +130,14 @@ def refuses_unknown_norms(subject: Subject, world: World, seed: int) -> None:
     """A norm that it cannot search in is refused, naming those it can."""
     attack, x = made(subject, world), batch_of(world, seed, 1).x
     victim = ClassifierVictim(world, classes=3, size=1)
-    unknown = next((n for n in ("l1", "l2", "linf") if n not in attack.norms), "l7")
+    unknown: Any = next((n for n in ("l1", "l2", "linf") if n not in attack.norms), "l7")
     try:
         attack.run(
             victim,
             x,
             Budget(unknown, 0.1, "image"),
             domain=None,
-            rng=draws(seed, 1),  # type: ignore[arg-type]
+            rng=draws(seed, 1),
         )
     except ContractError as refusal:
         if all(known in str(refusal) for known in attack.norms):
