@@ -45,15 +45,15 @@ BIGGER = "cifar10_resnet4b_at_linf2"
 #: Whole suites: network, radius in 255ths, settings. The first is the one that is timed.
 SUITES = (
     (ROBUST, 2, FULL),
-    (BIGGER, 2, {"steps": 50, "targets": 9, "queries": 1000}),
+    (BIGGER, 2, {"steps": 50, "targets": 5, "queries": 1000}),
     (STANDARD, 2, {"steps": 20, "targets": 9, "queries": 500}),
     (STANDARD, 8, {"steps": 20, "targets": 9, "queries": 500}),
 )
 #: Attacks alone, each on all images: network, radius in 255ths, settings.
 ALONE = (
     (ROBUST, 2, {"steps": 100, "targets": 3, "queries": 1000}),
-    (BIGGER, 2, {"steps": 50, "targets": 2, "queries": 500}),
-    (STANDARD, 2, {"steps": 10, "targets": 1, "queries": 100}),
+    (BIGGER, 2, {"steps": 50, "targets": 1, "queries": 500}),
+    (STANDARD, 2, {"steps": 30, "targets": 1, "queries": 100}),
 )
 #: Images, and settings, on which the savings are switched off one by one.
 SAVED_ON, SAVED_KEYS = 250, {"steps": 20, "targets": 2, "queries": 300}
