@@ -29,7 +29,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Run": {
         "train": "Train by a recipe, or go on with a run.",
         "sample": "Draw samples from a trained run.",
-        "evaluate": "Compute the metrics of a trained run.",
+        "evaluate": "Compute the metrics of a trained run, or attack it.",
     },
     "Look": {
         "show": "Say how far a run is, or print a recipe; compare two.",
