@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers_robust import data_table, plain_run, trained_classifier
+from torch import Tensor, nn
 
 from advdiff_core.cli import main
 from advdiff_core.cli.purify import PurifyOptions
 from advdiff_core.engine.api import Trained
 from advdiff_core.engine.robust.job import AttackJob, Purify
+from advdiff_core.engine.robust.purified import _Purified
 from advdiff_core.engine.robust.result import RobustReport, Share
+from advdiff_core.engine.robust.subjects import Start
 from advdiff_core.errors import DataError, UsageError
 
 DENOISER: dict[str, Any] = {
@@ -139,6 +144,31 @@ def test_purifier_of_data_without_domain_is_refused() -> None:
     assert _domains(one, other, Path("r")) == (one.domain, other.domain)
     with pytest.raises(DataError, match=r"--purify r: its samples have the domain None, the cl"):
         _domains(one, none, Path("r"))
+
+
+class ByDraw(nn.Module):
+    """Logits of two classes that name the first one, but for some samples at some draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draw = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sample 1 errs at the second draw, 2 at the first, 3 overflows at the third."""
+        logits = torch.tensor([[1.0, 0.0]]).repeat(len(x), 1)
+        logits[(2, 1, 3)[self.draw], 1] = (2.0, 2.0, torch.inf)[self.draw]
+        self.draw += 1
+        return logits
+
+
+def test_verdict_tells_the_first_draw_from_the_others() -> None:
+    """1 for an error at the first draw, 1/2 at another; logits that are not finite are errors."""
+    inner: Any = SimpleNamespace(outcome=lambda *_: None)
+    made = _Purified(inner=inner, module=ByDraw(), seed=0, draws=3, facts={}, notes=[])
+    start = Start(x=torch.zeros(4, 1), y=torch.zeros(4, dtype=torch.int64), ids=(0, 1, 2, 3))
+    found = made.outcome("", start, start.x)
+    assert found.score.tolist() == [0.0, 0.5, 1.0, 0.5]
+    assert found.finite.tolist() == [True, True, True, False]
 
 
 def test_purifier_belongs_to_a_classifier() -> None:
