@@ -124,7 +124,7 @@ def command(  # noqa: PLR0913 - one argument per option.
     \b
     advdiff evaluate runs/00001-digits
     advdiff evaluate runs/00001-digits -s evaluate.metrics='[{use="frechet"}]'
-    advdiff evaluate runs/00002-resnet --attack pgd -A steps=40 --eps 8/255 --num 1000
+    advdiff evaluate runs/00002-resnet --attack pgd -A steps=40 --eps 8/255
 
     Samples as the table [evaluate] of the run's recipe says, and stores every number with its
     protocol in RUN/evaluation.json. With -s the run is measured in another way: keys of evaluate,
