@@ -31,14 +31,16 @@ def _reference(net, x, y, *, norm, radius, **keys):
     return attack, attack.perturb(x, y)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.02])
 @pytest.mark.parametrize("norm", NORMS)
-def test_fab_finds_the_norms_of_the_reference(norm):
+def test_fab_finds_the_norms_of_the_reference(norm, alpha):
     """The smallest perturbation of each sample is pyautoattack's, to rounding."""
     net, x, y = trained()
-    attack, _ = _reference(net, x, y, norm=norm, radius=1.0, n_iter=20)
+    attack, _ = _reference(net, x, y, norm=norm, radius=1.0, n_iter=20, alpha_max=alpha)
     with torch.no_grad():
         theirs = norms.norm(attack.attack_single_run(x, y) - x, norm)
-    ours = norms.norm(_search(make(FAB, steps=20), NetVictim(net, y), x, norm=norm) - x, norm)
+    found = _search(make(FAB, steps=20, alpha_max=alpha), NetVictim(net, y), x, norm=norm)
+    ours = norms.norm(found - x, norm)
     torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-6)
 
 

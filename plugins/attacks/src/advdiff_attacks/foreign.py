@@ -34,11 +34,6 @@ class TorchAttacks(Foreign):
     variants: ClassVar[str | None] = "name of an attack of torchattacks, such as torchattacks:PGD"
 
     @classmethod
-    def variant_names(cls) -> tuple[str, ...]:
-        """The attacks that can be used, if the package is installed."""
-        return tuple(_torchattacks())
-
-    @classmethod
     def settings_type(cls, variant: str | None) -> type[Any]:
         """Settings with the arguments of that attack.
 
@@ -118,11 +113,6 @@ class Foolbox(Foreign):
     variants: ClassVar[str | None] = (
         "name of an attack of foolbox, such as foolbox:L2DeepFoolAttack"
     )
-
-    @classmethod
-    def variant_names(cls) -> tuple[str, ...]:
-        """The attacks that can be used, if the package is installed."""
-        return tuple(_foolbox())
 
     @classmethod
     def settings_type(cls, variant: str | None) -> type[Any]:
