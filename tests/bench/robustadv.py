@@ -4,18 +4,15 @@ A U-Net for 32x32 colour images, the same weights, batch, optimizer, clipping an
 side; in one process on one thread the sides take turns step by step, and a ratio is the median over
 the rounds, in which drift and neighbours hit all sides. Passes are the engine's own counts; a
 forward is one unit, a backward towards an input one, a backward towards parameters two for each
-forward that it passes: 3 units for DDPM, 6 for the random ray, 8 for one adversarial step. The C
-library's allocator is told to keep what is freed, for all sides alike: given back and asked for
-anew in each step, pages cost the larger sides time and the plain one none. Memory is the growth of
-the peak resident set over a few steps, each side in a process of its own.
+forward that it passes: 3 units for DDPM, 6 for the random ray, 8 for one adversarial step. Freed
+memory is kept for the next step, as `advdiff train` does, on all sides alike. Memory is the growth
+of the peak resident set over a few steps, each side in a process of its own.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -30,6 +27,7 @@ import torch
 
 from advdiff_core.engine.assemble import assemble
 from advdiff_core.engine.distributed import World
+from advdiff_core.engine.memory import keep_freed_memory
 from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.trainer import Trainer
 from advdiff_core.recipe import recipe_from_dict
@@ -38,8 +36,6 @@ from advdiff_core.types import Cost
 BATCH, ROUNDS, WARM_UP, MEMORY_STEPS = 16, 24, 3, 3
 RAYS = {"plain": "", "random": "ray-random", "adversarial": "ray-fgsm"}
 UNITS = {"plain": 3, "random": 6, "adversarial": 8}
-#: Parameters of mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Most that a step may take, and hold in memory, against a plain one.
 TIME, MEMORY = {"random": 2.05, "adversarial": 2.75}, 2.1
 
@@ -156,18 +152,10 @@ def _memory_of_side(side: str, precision: str, images: Path) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc neither to trim its heap nor to map large blocks apart; nothing elsewhere."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
-
-
 def run() -> list[dict[str, object]]:
     """The suite's entries."""
     torch.set_num_threads(1)
-    _keep_freed_memory()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images.npz"
         pixels = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)

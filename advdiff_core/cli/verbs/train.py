@@ -70,6 +70,7 @@ def _train(
     resume: Path | None,
 ) -> RunResult:
     from advdiff_core.engine.api import train
+    from advdiff_core.engine.memory import keep_freed_memory
     from advdiff_core.recipe import load_recipe
 
     source = path if path is not None else Path(str(resume)) / completion.LOCK
@@ -78,6 +79,7 @@ def _train(
     hooks = load_hooks()
     hooks.configure(recipe.hooks.off, recipe.hooks.options)
     hooks.add(_Guide(site), name="guide")
+    keep_freed_memory()
     try:
         return train(recipe, out=out, resume=resume, hooks=hooks)
     finally:

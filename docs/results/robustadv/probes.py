@@ -43,7 +43,7 @@ def main() -> None:
             lab.record("probes", found)
     for name in NAMES:
         recipe, keys = METHODS[name]
-        keys = {**COMMON, **keys, **SUBSET, "run.images": 120_000}
+        keys = {**COMMON, **keys, **SUBSET, "run.images": 64_000}
         run = lab.train(f"digits-memory-{name}", RECIPES / recipe, keys)
         result = lab.measure(run, {"evaluate.metrics": MEMORY, "evaluate.num": 500})
         found.setdefault("memorization", {})[name] = result["metrics"]

@@ -16,7 +16,7 @@ from lab import Lab, arguments
 RECIPES = Path(__file__).parents[3] / "plugins/robustadv/src/advdiff_robustadv/recipes"
 LEVELS = {"0.4": 0.4, "0.2": 0.2, "clean": 0.0}
 COMMON = {
-    "run.images": 40_000, "run.batch": 32, "run.checkpoint_every": 40_000,
+    "run.images": 24_000, "run.batch": 32, "run.checkpoint_every": 24_000,
     "players.student.lr_schedule": {"law": "cosine", "warmup": 3_200},
     "players.student.ema": [0.99], "sample.clip_x0": True,
 }  # fmt: skip
@@ -32,7 +32,7 @@ TRIED: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"lambda {x}": ("digits.toml", {LAMBDA: x}) for x in (0.1, 1.0, 3.0)},
     **{f"omega {x}": ("digits.toml", {"views.adv.perturb.omega": x}) for x in (1.0, 4.0)},
     "noise units": ("digits.toml", {"views.adv.perturb.unit": "noise"}),
-    "last third": ("digits.toml", {f"{RULE}.after": 27_000}),
+    "last third": ("digits.toml", {f"{RULE}.after": 16_000}),
     "learned ray": ("digits-learned.toml", {}),
 }
 
