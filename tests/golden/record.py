@@ -38,9 +38,16 @@ def stand_in(folder: Path) -> None:
         (inside / name).write_bytes(rows.tobytes())
 
 
+def data_table(path: Path) -> dict[str, object]:
+    """The table `data` of a recipe, with what it inherits from a file beside it."""
+    recipe = tomli.loads(path.read_text())
+    base = path.parent / recipe.get("extends", "")
+    return {**(data_table(base) if base.is_file() else {}), **recipe.get("data", {})}
+
+
 def overrides(path: Path, folder: Path) -> list[str]:
     """What a recipe needs to run on the stand-in; nothing for one that brings its own data."""
-    brings = "path" not in tomli.loads(path.read_text())["data"]
+    brings = "path" not in data_table(path)
     return [] if brings else [f"data.path={folder}", "evaluate.metrics=[]"]
 
 
