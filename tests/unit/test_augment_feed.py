@@ -16,13 +16,13 @@ from advdiff_core.engine.augment import Pipeline, check_roles
 from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.source import Source
 from advdiff_core.errors import RecipeError
+from advdiff_core.interfaces.attack import ScalarVictim
 from advdiff_core.interfaces.component import ModelInfo
-from advdiff_core.perturbations import _Victim
+from advdiff_core.perturbations import _labels, _of_logits
 from advdiff_core.step.scene import Role
 from advdiff_core.step.step import Place, TrainStep
 from advdiff_core.terms import CrossEntropy, Denoise
 from advdiff_core.testing.steps import Model, Turn, build_stage
-from advdiff_core.types import Noised
 
 COUNT, BATCH, STEPS = 150, 70, 3
 
@@ -286,10 +286,7 @@ def test_cross_entropy_takes_probabilities() -> None:
 def test_attacks_count_a_mixed_sample_by_its_larger_part() -> None:
     """A sample of class 1 at 0.75 is broken when another class wins."""
     y = torch.tensor([[0.25, 0.75], [0.25, 0.75]])
-    victim = _Victim(
-        noised=Noised(torch.zeros(2, 2), torch.zeros(2, 2), y=y), probe=None, query=None,
-        scale=1.0, objective="cross-entropy", reference=None, follows=False,
-    )  # fmt: skip
+    victim = ScalarVictim(function=lambda x: x, scalar=_of_logits(y, None), labels=_labels(y))
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     assert victim.broken(logits).tolist() == [False, True]
     assert victim.loss(logits).shape == (2,)

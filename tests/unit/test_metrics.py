@@ -118,7 +118,7 @@ def test_frechet_against_data_compares_with_what_was_seen():
 
 
 def test_frechet_compares_with_as_many_real_samples_as_asked_for():
-    """The first `images` of the real samples count, and the protocol says so where there are more."""
+    """The first `images` real samples count, and the protocol says so where there are more."""
     metric = _metric(Frechet, images=50)
     clean, data = _images(), _images(0.1)
     found = metric.compute(_Evaluation(_images(0.2), clean, data))

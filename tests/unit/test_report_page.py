@@ -252,9 +252,10 @@ def test_report_shows_hostile_text_as_text(payload: str) -> None:
 def test_report_compares_runs(run_folder: Path) -> None:
     """Several runs: a table with all metrics, what differs, one line each per chart."""
     first = read_record(run_folder)
+    rows = ({"nimg": 500, "loss/denoise": 2.0}, {"nimg": 1000, "loss/denoise": 1.5})
     second = record_of(Path("/r/00002-b"), evaluation={
         "nimg": 1000, "metrics": {"frechet": 9.5}, "protocols": {"frechet": {"samples": 10}},
-    }, robust=(), rows=({"nimg": 500, "loss/denoise": 2.0}, {"nimg": 1000, "loss/denoise": 1.5}))  # fmt: skip
+    }, robust=(), rows=rows)  # fmt: skip
     changed = {**second.recipe, "run": {**second.recipe["run"], "batch": 256}}
     html = render([first, read_record(run_folder), record_of(Path("/r/00002-b"), recipe=changed)])
     assert "run.batch" in html

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributions import Binomial
 
 from advdiff_core.engine.robust import soundness_limits as limits
 from advdiff_core.engine.robust.evidence import AttackOutcome, Evidence, Flag
@@ -119,8 +118,7 @@ def _luck(better: int, worse: int) -> float:
     count = better + worse
     if count == 0:
         return 1.0
-    law = Binomial(count, torch.tensor(0.5, dtype=torch.float64))
-    return float(law.log_prob(torch.arange(better, count + 1, dtype=torch.float64)).exp().sum())
+    return sum(math.comb(count, k) for k in range(better, count + 1)) / 2**count
 
 
 def _converged(evidence: Evidence, climbed: Tensor, known: Tensor) -> Flag | None:

@@ -133,9 +133,9 @@ class _Requests(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Draws(TorchDispatchMode):
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, inside: Inside) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.inside = inside
 
     def __torch_dispatch__(
