@@ -269,19 +269,25 @@ def test_numbers_without_meaning_are_refused_before_the_run(
     assert words in f"{fault.message} {fault.fix}"
 
 
-class Silent(VPLinear):
+def silent_schedule(monkeypatch: pytest.MonkeyPatch) -> VPLinear:
     """A schedule without noise at its first time."""
+    schedule = VPLinear(VPLinear.Settings(), Build())
+    noisy = schedule.sigma
 
-    def sigma(self, t: Tensor) -> Tensor:
-        """0 at the smallest time."""
-        found = super().sigma(t)
-        return torch.where(t <= self.t_min * 1.001, torch.zeros_like(found), found)
+    def sigma(t: Tensor) -> Tensor:
+        found = noisy(t)
+        return torch.where(t <= schedule.t_min * 1.001, torch.zeros_like(found), found)
+
+    monkeypatch.setattr(schedule, "sigma", sigma)
+    return schedule
 
 
 @pytest.mark.parametrize("component", [RayFGSM, RayRandom, GaussianSmoothing])
-def test_a_schedule_without_noise_at_a_drawn_time_is_refused(component: Any) -> None:
+def test_a_schedule_without_noise_at_a_drawn_time_is_refused(
+    component: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both the ray and the term name the time, and say what to do."""
-    silent = Silent(Silent.Settings(), Build())
+    silent = silent_schedule(monkeypatch)
     with pytest.raises(RecipeError, match=r"sigma is 0 at t = 0\.001, a training time") as caught:
         stage(component, schedule=silent)
     fault = caught.value.faults[0]
