@@ -14,7 +14,8 @@ from typing import Any
 from lab import Lab, arguments
 
 RECIPES = Path(__file__).parents[3] / "plugins/robustadv/src/advdiff_robustadv/recipes"
-LEVELS = {"0.4": 0.4, "0.2": 0.2, "clean": 0.0}
+#: Share of the digits that are damaged, and standard deviation of the noise.
+LEVELS = {"0.4": (0.9, 0.4), "0.2": (0.9, 0.2), "all": (1.0, 0.4), "clean": (0.0, 0.0)}
 COMMON = {
     "run.images": 24_000, "run.batch": 32, "run.checkpoint_every": 24_000,
     "players.student.lr_schedule": {"law": "cosine", "warmup": 3_200},
@@ -40,8 +41,8 @@ TRIED: dict[str, tuple[str, dict[str, Any]]] = {
 def run_of(lab: Lab, level: str, name: str) -> Path:
     """A run, trained if it is not there."""
     recipe, keys = {**METHODS, **TRIED}[name]
-    std = LEVELS[level]
-    damage = [{"use": "gaussian", "fraction": 0.9, "std": std}] if std else []
+    share, std = LEVELS[level]
+    damage = [{"use": "gaussian", "fraction": share, "std": std}] if std else []
     keys = {**COMMON, **keys, "data.corrupt": damage}
     return lab.train(f"digits-{level}-{name.replace(' ', '-')}", RECIPES / recipe, keys)
 
@@ -51,7 +52,7 @@ def main() -> None:
     given = arguments(__doc__)
     lab = Lab(given.out, given.data)
     plan = [(level, name) for level in ("0.4", "clean") for name in METHODS]
-    plan += [("0.2", name) for name in ("ddpm", "adversarial")]
+    plan += [(level, name) for level in ("0.2", "all") for name in ("ddpm", "adversarial")]
     plan += [(level, name) for name in TRIED for level in ("0.4", "clean")]
     found: dict[str, Any] = {}
     for level, name in plan:
