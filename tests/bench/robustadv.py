@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -146,10 +145,16 @@ def _memory_of_side(side: str, precision: str, images: Path) -> int:
     """Peak resident bytes of a process that trains one side, above those before its steps."""
     torch.set_num_threads(1)
     made = trainer(side, precision, images)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = _resident("VmRSS")
     for _ in range(MEMORY_STEPS):
         made.train_step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _resident("VmHWM") - before
+
+
+def _resident(key: str) -> int:
+    """Resident bytes of this process, now or at most; getrusage begins with its parent's peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def run() -> list[dict[str, object]]:

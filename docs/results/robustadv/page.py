@@ -184,7 +184,7 @@ def digits(out: Path) -> list[str]:
     lines += [
         f"The damaged digits themselves: distance {data['frechet_data']:.4g}, noise "
         f"{data['residual_noise_data']:.4g} (90 %, sigma 0.4); {whole['frechet_data']:.4g} and "
-        f"{whole['residual_noise_data']:.4g} where all are damaged, the limit that the paper states.",
+        f"{whole['residual_noise_data']:.4g} where all are damaged, which the paper excludes.",
         "",
     ]
     points = {
