@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Lab", "arguments", "toml"]
+__all__ = ["Lab", "arguments", "commit", "toml"]
 
 #: Folder of the finished numbers, in git; runs themselves are not.
 RECORDS = Path(__file__).with_name("records")
@@ -25,6 +25,12 @@ def toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml, value))}]"
     return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+def commit() -> str:
+    """The commit of these scripts, marked if files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 class Lab:
@@ -68,10 +74,13 @@ class Lab:
         return result
 
     def record(self, name: str, found: Any) -> None:
-        """Keep numbers for the page."""
+        """Keep numbers for the page, and the commit that made them."""
         RECORDS.mkdir(exist_ok=True)
-        text = json.dumps(found, indent=1, sort_keys=True)
-        (RECORDS / f"{name}.json").write_text(text + "\n")
+        commits = RECORDS / "commits.json"
+        known = json.loads(commits.read_text()) if commits.exists() else {}
+        known[name] = commit()
+        for path, content in ((RECORDS / f"{name}.json", found), (commits, known)):
+            path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     def _advdiff(self, *words: object) -> Any:
         command = [sys.executable, "-m", "advdiff_core", *map(str, words), "--json"]

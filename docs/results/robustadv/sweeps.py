@@ -31,10 +31,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 #: The lambda sweep, and what else was tried; at the strongest damage and on clean digits.
 TRIED: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"lambda {x}": ("digits.toml", {LAMBDA: x}) for x in (0.1, 1.0, 3.0)},
-    **{f"omega {x}": ("digits.toml", {"views.adv.perturb.omega": x}) for x in (1.0, 4.0)},
-    "noise units": ("digits.toml", {"views.adv.perturb.unit": "noise"}),
-    "last third": ("digits.toml", {f"{RULE}.after": 16_000}),
+    "omega 1.0": ("digits.toml", {"views.adv.perturb.omega": 1.0}),
     "learned ray": ("digits-learned.toml", {}),
+    "last third": ("digits.toml", {f"{RULE}.after": 16_000}),
+    "noise units": ("digits.toml", {"views.adv.perturb.unit": "noise"}),
 }
 
 
