@@ -67,6 +67,8 @@ class Lab:
         place = run / "measured" / f"{digest.hexdigest()[:16]}.json"
         if not place.exists():
             found = self._advdiff("evaluate", run, *_options(keys))
+            # Where it lies is no business of a record.
+            found["run"] = run.name
             place.parent.mkdir(exist_ok=True)
             place.write_text(json.dumps(found))
             print(run.name, found["metrics"], file=sys.stderr, flush=True)
