@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from advdiff_attacks.starts import start
 from advdiff_attacks.steps import FGSM, PGD
+from helpers_boundary import real_victim
 from torch import Tensor, nn
 
 from advdiff_core import Attack, Budget, Build, Draws
@@ -133,6 +135,23 @@ def test_pgd_is_bit_identical_to_foolbox(
     _, expected, _ = theirs(model, images, labels, epsilons=EPS)
     ours = pgd(start="uniform" if random else "none", step=STEP)
     assert same(run(ours, net, images, labels), expected) == SIZE
+
+
+def test_pgd_is_bit_identical_to_both_on_a_published_classifier(
+    real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On 64 of 64 real photos, with the same random start."""
+    victim, x = real_victim(real_data, SIZE)
+    delta = beginning(x) - x
+    monkeypatch.setattr(Tensor, "uniform_", lambda self, low, high: self.copy_(delta))
+    first = torchattacks.PGD(victim.net, eps=EPS, alpha=STEP, steps=STEPS)(x, victim.labels)
+    monkeypatch.undo()
+    theirs = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS)
+    theirs.get_random_start = lambda x0, epsilon: eagerpy.astensor(beginning(x))
+    model = foolbox.PyTorchModel(victim.net.eval(), bounds=(0, 1), device="cpu")
+    second = theirs(model, x, victim.labels, epsilons=EPS)[1]
+    found = run(pgd(start="uniform", step=STEP), victim.net, x, victim.labels)
+    assert (same(found, first), same(found, second), same(found, x)) == (SIZE, SIZE, 0)
 
 
 def test_momentum_is_that_of_torchattacks(net: nn.Module, images: Tensor, labels: Tensor) -> None:
