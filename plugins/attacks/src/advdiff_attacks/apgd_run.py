@@ -63,8 +63,9 @@ def run(plan: Plan, victim: Victim, state: State, *, resumed: bool = False) -> F
     Trajectories of samples do not depend on each other, so that dropping some changes nothing.
     """
     buckets = Buckets(victim, len(state.x), state.x.device, size=plan.bucket)
-    found = Found(state.broken.clone(), state.x.clone(), state.point.clone(), state.best_loss)
-    found = attrs.evolve(found, loss=state.best_loss.clone())
+    found = Found(
+        state.broken.clone(), state.x.clone(), state.point.clone(), state.best_loss.clone()
+    )
     looks = checkpoints(plan.steps, sparse=plan.sparse)
     _measure_all(plan, buckets, state, last=plan.steps == 0)
     plan.move.begin(state, resumed=resumed)
@@ -78,7 +79,7 @@ def run(plan: Plan, victim: Victim, state: State, *, resumed: bool = False) -> F
             state = _drop(buckets, state, found)
             if not len(state.x):
                 return found
-    _write(buckets, state, found)
+    _put(buckets.rows, state, found)
     return found
 
 
@@ -137,10 +138,6 @@ def _drop(buckets: Buckets, state: State, found: Found) -> State:
         return state
     _put(rows, state, found)
     return state.rows(places)
-
-
-def _write(buckets: Buckets, state: State, found: Found) -> None:
-    _put(buckets.rows, state, found)
 
 
 def _put(rows: Tensor, state: State, found: Found) -> None:

@@ -89,5 +89,4 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 def _others(logits: Tensor, y: Tensor) -> Tensor:
     """Logits [B, K] with that of class `y` at minus infinity."""
-    own = F.one_hot(y, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf)
+    return logits.scatter(1, y[:, None], -torch.inf)

@@ -121,21 +121,9 @@ class _Part:
 
 
 def _parts(buckets: Buckets, state: State) -> list[_Part]:
-    return [_Part(part, _margin(part), state.rows(span)) for span, part in buckets.parts]
-
-
-def _margin(victim: Victim) -> Objective:
-    """The margin as `objectives` has it, with what does not change computed once."""
-    labels = victim.labels
-    if labels is None:
-        return victim.loss
-    places = labels[:, None]
-
-    def margin(logits: Tensor) -> Tensor:
-        others = logits.scatter(1, places, -torch.inf)
-        return others.amax(1).sub_(logits.gather(1, places).squeeze(1))
-
-    return margin
+    return [
+        _Part(part, objective_of(part, "margin"), state.rows(span)) for span, part in buckets.parts
+    ]
 
 
 def _drop(buckets: Buckets, state: State, whole: State) -> State:
