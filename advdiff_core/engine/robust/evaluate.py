@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +79,16 @@ def attack_run(
             return _finish(runner, folder, config, trained)
 
 
-def _exact() -> Any:
-    """Float32 products in full, where a GPU would round them to TensorFloat-32."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Float32 products in full, where a GPU would round them to TensorFloat-32, and repeatable."""
+    products = torch.get_float32_matmul_precision()
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(products)
 
 
 def _runner(
