@@ -16,9 +16,8 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed for the next step; say whether that was possible.
 
     By default it gives large blocks back to the kernel and asks for them anew in each step, and
-    pays for every page again: 10 to 15 thousand page faults in an adversarial step of a small
-    U-Net, 5 % of its time (tests/bench/robustadv.py). It changes the whole process and cannot be
-    taken back, so the command that trains calls it and the library does not.
+    pays for every page again; steps with several forwards pay most. It changes the whole process
+    and cannot be taken back, so the command that trains calls it and the library does not.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
