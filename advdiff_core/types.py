@@ -272,7 +272,8 @@ class Prediction(NamedTuple):
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape per-sample `values` [B] to broadcast over `like` [B, ...]."""
-    return values.reshape(-1, *([1] * (like.dim() - 1))).to(
-        torch.promote_types(values.dtype, like.dtype)
-    )
+    """Reshape per-sample `values` [B] to broadcast over `like` [B, ...]; a mask stays a mask."""
+    shaped = values.reshape(-1, *([1] * (like.dim() - 1)))
+    if values.dtype == torch.bool:
+        return shaped
+    return shaped.to(torch.promote_types(values.dtype, like.dtype))

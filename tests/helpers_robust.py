@@ -76,7 +76,7 @@ class Noise(Attack):
         del domain
         found = x + expand(torch.as_tensor(budget.radius), x) * rng.normal(x.shape).sign()
         broken = victim.broken(victim.outputs(found))
-        return found if broken is None else torch.where(expand(broken, x).bool(), found, x)
+        return found if broken is None else torch.where(expand(broken, x), found, x)
 
 
 class Smallest(Attack):
@@ -98,7 +98,7 @@ class Smallest(Attack):
             broken = victim.broken(victim.outputs(found.clamp(0, 1)))
             assert broken is not None
             inside = torch.as_tensor(budget.radius >= 2.0**-power) & broken
-            best = torch.where(expand(inside, x).bool(), found, best)
+            best = torch.where(expand(inside, x), found, best)
         return best
 
 

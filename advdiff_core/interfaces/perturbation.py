@@ -167,7 +167,7 @@ class Perturbation(Component):
         if eps is not None and self.follows:
             assert noised.sigma is not None
             eps = eps + inside if budget.unit == "noise" else eps + shift / noised.sigma
-        moved = expand(radius > 0, noised.x_t).bool()
+        moved = expand(radius > 0, noised.x_t)
         x_t = torch.where(moved, x_t, noised.x_t)
         eps = None if eps is None or noised.eps is None else torch.where(moved, eps, noised.eps)
         return noised._replace(x_t=x_t, eps=eps, delta=shift, radius=radius)

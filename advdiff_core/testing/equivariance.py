@@ -205,7 +205,7 @@ def _climb(
         with torch.no_grad():
             now = errors(delta)
         better = now > worst
-        best = torch.where(expand(better, best).bool(), delta, best)
+        best = torch.where(expand(better, best), delta, best)
         worst = torch.where(better, now, worst)
     return best, worst
 

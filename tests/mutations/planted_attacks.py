@@ -166,7 +166,7 @@ class AssumesVerdict(Healthy):
         """None is no mask."""
         found = super().search(victim, x, budget, domain, rng)
         beaten = victim.broken(victim.outputs(x))
-        return torch.where(expand(beaten, x).bool(), x, found)
+        return torch.where(expand(beaten, x), x, found)
 
     def cost(self):
         """One more."""
@@ -226,7 +226,7 @@ class ForgetsTheBest(Healthy):
         """The clean point is the best of those that are beaten alone."""
         found = super().search(victim, x, budget, domain, rng)
         beaten = victim.broken(victim.outputs(x))
-        return found if beaten is None else torch.where(expand(beaten, x).bool(), x, found)
+        return found if beaten is None else torch.where(expand(beaten, x), x, found)
 
     def cost(self):
         """One more."""
@@ -267,7 +267,7 @@ class Turns(Healthy):
             tried = self.members()[name].search(victim, x, budget, domain, rng.child(name))
             tried = x + norms.project(tried - x, norm=budget.norm, radius=budget.radius)
             tried = tried if domain is None else tried.clamp(domain.low, domain.high)
-            found = torch.where(expand(left & ~self.left(victim, tried), x).bool(), tried, found)
+            found = torch.where(expand(left & ~self.left(victim, tried), x), tried, found)
             left = self.left(victim, found)
         return found
 

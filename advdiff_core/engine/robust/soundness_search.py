@@ -99,7 +99,7 @@ class Searches:
             tried = self._valid(delta + 2 * self._window(draws, share))
             logits = self.model.logits(tried)
             height = margin(logits, self.y)
-            better = expand(height > best, self.x).bool()
+            better = expand(height > best, self.x)
             delta, best = torch.where(better, tried - self.x, delta), torch.maximum(best, height)
             broken |= self._wrong(logits)
         return broken

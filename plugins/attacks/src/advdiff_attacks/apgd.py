@@ -14,9 +14,9 @@ from advdiff_attacks.apgd_moves import Move, move_of
 from advdiff_attacks.apgd_run import Found, Plan, run
 from advdiff_attacks.apgd_state import State
 from advdiff_attacks.best import Best
-from advdiff_attacks.buckets import BUCKET, per_sample, remaining, settled
+from advdiff_attacks.buckets import BUCKET, remaining, settled
 from advdiff_attacks.objectives import LossName, Objective, objective_of, targeted_dlr
-from advdiff_core import Attack, Budget, Draws, SearchCost, Victim
+from advdiff_core import Attack, Budget, Draws, SearchCost, Victim, expand
 from advdiff_core.settings import setting, settings
 from advdiff_core.types import Domain, Norm
 
@@ -231,6 +231,6 @@ def _parts(steps: int, *, enlarge: bool) -> tuple[tuple[float, int], ...]:
 
 def _take(best: Best, rows: Tensor, found: Found) -> None:
     """Add what a restart found; nothing of samples that were broken before it."""
-    point = torch.where(per_sample(found.broken, found.best), found.adversarial, found.best)
+    point = torch.where(expand(found.broken, found.best), found.adversarial, found.best)
     loss = found.loss.masked_fill(best.broken[rows], -torch.inf)
     best.update(point, loss, found.broken, rows)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from advdiff_attacks.apgd_state import State
 from advdiff_attacks.boxed_l1 import project_boxed_l1
-from advdiff_attacks.buckets import per_sample
-from advdiff_core import Budget, Draws
+from advdiff_core import Budget, Draws, expand
 from advdiff_core.math import norms
 from advdiff_core.types import Domain
 
@@ -78,7 +77,7 @@ class _DenseMove(Move):
         """One step with momentum; the first has none."""
         share = ALPHA if index else 1.0
         direction = self.direction(state.gradient)
-        ahead = torch.addcmul(state.point, per_sample(state.step, state.x), direction)
+        ahead = torch.addcmul(state.point, expand(state.step, state.x), direction)
         moved = torch.lerp(state.point, self.inside(state, ahead), share)
         moved.add_(state.point, alpha=1 - share).sub_(state.old, alpha=1 - share)
         state.old.copy_(state.point)
@@ -108,12 +107,12 @@ class _LinfMove(_DenseMove):
     def start(self, x: Tensor, radius: Tensor, draws: Draws) -> Tensor:
         """Uniform noise, stretched to the radius."""
         noise = draws.uniform(x.shape, -1.0, 1.0).to(x.dtype)
-        length = per_sample(norms.norm(noise, "linf"), x)
-        return self.clamp(x + per_sample(radius, x) * (noise / (length + 1e-12)))
+        length = expand(norms.norm(noise, "linf"), x)
+        return self.clamp(x + expand(radius, x) * (noise / (length + 1e-12)))
 
     def bounds(self, x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """See `Move.bounds`."""
-        reach = per_sample(radius, x)
+        reach = expand(radius, x)
         return self.clamp(x - reach), self.clamp(x + reach)
 
     def direction(self, gradient: Tensor) -> Tensor:
@@ -135,7 +134,7 @@ class _L2Move(_DenseMove):
     def start(self, x: Tensor, radius: Tensor, draws: Draws) -> Tensor:
         """Gaussian noise, stretched to the radius."""
         noise = norms.steepest_ascent(draws.normal(x.shape).to(x.dtype), "l2")
-        return self.clamp(x + per_sample(radius, x) * noise)
+        return self.clamp(x + expand(radius, x) * noise)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """See `_DenseMove.direction`."""

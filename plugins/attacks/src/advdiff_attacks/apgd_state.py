@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from advdiff_attacks.buckets import per_sample
+from advdiff_core import expand
 
 __all__ = ["State", "checkpoints"]
 
@@ -85,7 +85,7 @@ class State:
         for name, value in values.items():
             mine: Tensor = getattr(self, name)
             if places is None:
-                torch.where(per_sample(where, mine), value, mine, out=mine)
+                torch.where(expand(where, mine), value, mine, out=mine)
             elif len(places):
                 mine.index_copy_(0, places, value.index_select(0, places))
 

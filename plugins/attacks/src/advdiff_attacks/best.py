@@ -41,9 +41,7 @@ class Best:
         most = self.loss if rows is None else self.loss[rows]
         beaten = torch.zeros_like(held) if broken is None else broken
         better = (beaten & ~held) | ((beaten == held) & (loss.detach() > most))
-        self._put(
-            "x", torch.where(expand(better, x).bool(), x.detach(), self._get("x", rows)), rows
-        )
+        self._put("x", torch.where(expand(better, x), x.detach(), self._get("x", rows)), rows)
         self._put("loss", torch.where(better, loss.detach(), most), rows)
         self._put("broken", held | beaten, rows)
 

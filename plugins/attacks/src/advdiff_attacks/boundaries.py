@@ -43,7 +43,7 @@ class Nearest:
         lengths, before = norms.norm(points - self.x[rows], self.norm), self.lengths[rows]
         better = broken & self._open(rows) & (lengths < before)
         self.lengths[rows] = torch.where(better, lengths, before)
-        kept = expand(better, points).bool()
+        kept = expand(better, points)
         self.points[rows] = torch.where(kept, points, self.points[rows])
 
     def open(self, rows: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Nearest:
         """The points [B, ...] that are inside the budget, and clean inputs for the others."""
         # Where nothing was found the points are the clean inputs, under an infinite radius, too.
         inside = self.lengths <= torch.as_tensor(budget.radius).to(self.lengths)
-        return torch.where(expand(inside, self.x).bool(), self.points, self.x)
+        return torch.where(expand(inside, self.x), self.points, self.x)
 
 
 def is_broken(victim: Victim, outputs: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def climb(victim: Victim, x: Tensor, budget: Budget, domain: Domain | None, step
         loss = victim.loss(victim.outputs(at))
         better = loss.detach() > top
         top = torch.where(better, loss.detach(), top)
-        best = torch.where(expand(better, x).bool(), at.detach(), best)
+        best = torch.where(expand(better, x), at.detach(), best)
         if step == steps:
             break
         moved = at.detach() + size * norms.steepest_ascent(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advdiff_core import Victim
 
-__all__ = ["BUCKET", "Buckets", "per_sample", "remaining", "settled"]
+__all__ = ["BUCKET", "Buckets", "remaining", "settled"]
 
 #: Samples in a part: small networks then keep to the cache of a core, and large ones fill a GPU.
 SIZES = {"cpu": 128, "other": 512}
@@ -91,8 +91,3 @@ def remaining(victim: Victim, broken: Tensor) -> tuple[Tensor, Victim]:
     if part is None:
         return torch.arange(len(broken), device=broken.device), victim
     return rows, part
-
-
-def per_sample(mask: Tensor, x: Tensor) -> Tensor:
-    """One number per sample [B], shaped to broadcast against `x` [B, ...]."""
-    return mask.reshape(-1, *([1] * (x.dim() - 1)))

@@ -100,7 +100,7 @@ class Climb:
         last = begin
         if rules.drop_broken and best is not None:
             # Where samples cannot be left out, those that are broken wait where they were broken.
-            run.at = last = torch.where(expand(best.broken, x).bool(), best.x, begin)
+            run.at = last = torch.where(expand(best.broken, x), best.x, begin)
             run = _narrow(run, ~best.broken)
         for _ in range(rules.steps):
             if not run.x.shape[0]:
@@ -131,7 +131,7 @@ class Climb:
         run.velocity = velocity if self.rules.momentum else None
         if self.rules.drop_broken and broken is not None:
             # They stay where they were broken.
-            run.at = torch.where(expand(broken, leaf).bool(), leaf.detach(), run.at)
+            run.at = torch.where(expand(broken, leaf), leaf.detach(), run.at)
             return _narrow(run, ~broken)
         return run
 

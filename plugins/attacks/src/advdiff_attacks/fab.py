@@ -192,7 +192,7 @@ class _Search:
             broken = is_broken(front.victim, front.victim.outputs(front.x1))
         self.nearest.offer(front.rows, front.x1, broken)
         back = front.x0 + self.keys.backward * (front.x1 - front.x0)
-        front.x1 = torch.where(expand(broken, back).bool(), back, front.x1)
+        front.x1 = torch.where(expand(broken, back), back, front.x1)
 
     def _towards_boundary(self, front: _Front, value: Tensor, gradient: Tensor) -> Tensor:
         """The biased step [N, ...] (Croce and Hein 2020, eq. 8 and 9)."""

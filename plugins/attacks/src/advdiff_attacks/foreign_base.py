@@ -151,7 +151,7 @@ class Foreign(Attack):
         with torch.no_grad():
             already, broken = (is_broken(victim, victim.outputs(at)) for at in (x, moved))
         inside = norms.norm(moved - x, budget.norm) <= budget.radius
-        kept = expand(broken & inside & ~already, x).bool()
+        kept = expand(broken & inside & ~already, x)
         return torch.where(kept, moved, x)
 
 

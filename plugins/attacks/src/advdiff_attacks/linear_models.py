@@ -51,7 +51,7 @@ def nearest_of_all(victim: Victim, x: Tensor, classes: Tensor, norm: Norm) -> Li
         distance = _distance(model, norm)
         nearer = distance < shortest
         shortest = torch.where(nearer, distance, shortest)
-        gradient = torch.where(expand(nearer, x).bool(), model.gradient, best.gradient)
+        gradient = torch.where(expand(nearer, x), model.gradient, best.gradient)
         best = best._replace(value=torch.where(nearer, model.value, best.value), gradient=gradient)
     return best
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from advdiff_attacks.boxed_l1 import project_boxed_l1
-from advdiff_attacks.buckets import per_sample
 from advdiff_attacks.square_plan import Windows, bumps
-from advdiff_core import Draws
+from advdiff_core import Draws, expand
 from advdiff_core.math import norms
 from advdiff_core.types import Domain, Norm
 
@@ -103,7 +102,7 @@ class _Corners(Move):
     def start(self, x: Tensor, radius: Tensor, draws: Draws) -> State:
         """Vertical stripes."""
         stripes = draws.uniform((x.shape[0], x.shape[1], 1, x.shape[3]), -1.0, 1.0)
-        reach = per_sample(radius, x)
+        reach = expand(radius, x)
         low, high = self.clamp(x - reach), self.clamp(x + reach)
         point = torch.where(stripes.to(x.device) > 0, high, low)
         return attrs.evolve(self.state(x, radius, point), low=low, high=high)
@@ -121,7 +120,7 @@ class _Corners(Move):
         """See `Move.settle`."""
         rows, columns = self._slices(query)
         window = state.point[:, :, rows, columns]
-        torch.where(per_sample(better, window), window, kept, out=window)
+        torch.where(expand(better, window), window, kept, out=window)
 
     def _slices(self, query: int) -> tuple[slice, slice]:
         (top, left), (height, width) = self.plan.places[query], self.plan.sizes[query]
@@ -164,7 +163,7 @@ class _Bumps(Move):
         old = here / (1e-12 + self._length(here, (2, 3)))
         new = old + self._bump(query, state.x) * self._signs(state, query)
         new = new / (1e-12 + self._length(new, (2, 3)))
-        new = new * self._size(per_sample(state.radius, held), held, masses, state.x.shape[1])
+        new = new * self._size(expand(state.radius, held), held, masses, state.x.shape[1])
         delta[(..., *second)] = 0
         delta[(..., *first)] = new
         state.point.copy_(self.finish(state.x, delta, state.radius))
@@ -173,7 +172,7 @@ class _Bumps(Move):
     def settle(self, state: State, query: int, kept: Tensor, better: Tensor) -> None:
         """See `Move.settle`."""
         del query
-        torch.where(per_sample(better, kept), state.point, kept, out=state.point)
+        torch.where(expand(better, kept), state.point, kept, out=state.point)
 
     @abstractmethod
     def finish(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
@@ -221,7 +220,7 @@ class _L2Bumps(_Bumps):
 
     def finish(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
         """The points of `delta` stretched to the radius, in the domain."""
-        return self.clamp(x + norms.steepest_ascent(delta, "l2") * per_sample(radius, x))
+        return self.clamp(x + norms.steepest_ascent(delta, "l2") * expand(radius, x))
 
     def _length(self, values: Tensor, axes: tuple[int, ...]) -> Tensor:
         return values.square().sum(axes, keepdim=True).sqrt()

@@ -98,7 +98,7 @@ def ascend(  # noqa: PLR0913 - a search in a ball.
             gradient = torch.autograd.grad(now.sum(), leaf)[0] if step < steps else None
         better = now.detach().to(value) > value
         value = torch.where(better, now.detach().to(value), value)
-        best = torch.where(expand(better, delta).bool(), delta, best)
+        best = torch.where(expand(better, delta), delta, best)
         if gradient is not None:
             length = step_scale * expand(radius, delta).to(delta)
             ahead = delta + length * norms.steepest_ascent(gradient, norm)
