@@ -1,0 +1,1 @@
+"""Robust classifiers by adversarial training, generated images and diffusion features."""

@@ -1,0 +1,51 @@
+"""What the terms of classifiers check of a recipe, and the labels they read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advdiff_core.errors import Fault, RecipeError
+from advdiff_core.interfaces.component import Build
+
+__all__ = ["check_classifier", "refuse", "targets"]
+
+
+def refuse(build: Build, key: str, message: str, fix: str) -> None:
+    """Refuse a recipe whose parts do not fit.
+
+    Raises:
+        RecipeError: Always, R10.
+    """
+    where = f"{build.path}.{key}" if build.path else key
+    raise RecipeError([Fault(code="R10", key=where, message=message, fix=fix)])
+
+
+def check_classifier(build: Build, role: str, views: dict[str, str]) -> None:
+    """Refuse data without labels, a role that is no classifier, and views that are no images.
+
+    Args:
+        build: What the term was built with.
+        role: The model that has to be a classifier.
+        views: The term's views, by the key that names them.
+
+    Raises:
+        RecipeError: R10.
+    """
+    model = build.models.get(role)
+    if model is not None and (model.kind != "backbone" or model.parametrization != "none"):
+        message = f"model {role!r} is no classifier"
+        refuse(build, "role", message, 'give that model parametrization = "none"')
+    if build.data is not None and build.data.classes == 0:
+        refuse(build, "use", "the data have no labels", "use a dataset with classes")
+    for key, name in views.items():
+        view = build.views.get(name)
+        if view is not None and view.root != "image":
+            message = f"{name!r} is a view of noised samples, not of images"
+            refuse(build, key, message, "name the view image, or one made from it")
+
+
+def targets(y: Tensor | None) -> Tensor:
+    """Labels for `F.cross_entropy`: classes [B], or probabilities [B, K] of mixed samples."""
+    assert y is not None, "checked against the dataset's description"
+    return y if y.dim() == 2 else y.to(torch.int64)
