@@ -21,10 +21,10 @@ from advdiff_core import (
     SampleDraws,
     expand,
 )
+from advdiff_core.hooks.curves import slug, write_curves
 from advdiff_core.hooks.files import write_file
 from advdiff_core.hooks.pictures import rows_png
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.curves import slug, write_curves
 from advdiff_robustadv.rays import SOURCE
 from advdiff_robustadv.reach import ReachSettings, ascend, reach, uniform_start
 

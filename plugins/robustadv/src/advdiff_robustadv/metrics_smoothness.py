@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from advdiff_core import Build, Evaluation, Metric, Prediction, Sampler, Spec
-from advdiff_core.interfaces.sampler import with_steps
+from advdiff_core import Evaluation, Metric, Prediction, Spec
+from advdiff_core.hooks.curves import slug, write_curves
+from advdiff_core.interfaces.quality import sampler_of
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.curves import slug, write_curves
 from advdiff_robustadv.rays import SOURCE
 
-__all__ = ["Smoothness", "Walk", "sampler_of"]
+__all__ = ["Smoothness", "Walk"]
 
 
 class Smoothness(Metric):
@@ -74,19 +74,6 @@ class Smoothness(Metric):
             **{f"smoothness_{name}": float(values.mean()) for name, values in found.items()},
             "smoothness_lipschitz_q95": float(torch.quantile(lipschitz, 0.95)),
         }
-
-
-def sampler_of(build: Build, evaluation: Evaluation, spec: Spec | None, steps: int) -> Sampler:
-    """The sampler of a key `sampler`, or the run's own, with other `steps` unless they are 0.
-
-    Raises:
-        RecipeError: R10 if the sampler has no key `steps`.
-    """
-    if spec is None:
-        return evaluation.sampler(steps or None)
-    made = build.nested(with_steps(spec, steps) if steps else spec)
-    assert isinstance(made, Sampler), "the loader looks it up among samplers"
-    return made
 
 
 class Walk:

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from attrs import evolve
 
 from advdiff_core import Build, Evaluation, Metric, Spec
+from advdiff_core.hooks.curves import slug, write_curves
+from advdiff_core.interfaces.quality import judged, quality_of, sampler_of
 from advdiff_core.settings import setting, settings
-from advdiff_robustadv.curves import slug, write_curves
-from advdiff_robustadv.metrics_few_steps import judged, quality_of
-from advdiff_robustadv.metrics_smoothness import sampler_of
 from advdiff_robustadv.rays import SOURCE
 from advdiff_robustadv.trajectory import AttackedSampler, TrajectorySettings
 
