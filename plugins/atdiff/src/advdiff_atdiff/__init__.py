@@ -1,0 +1,1 @@
+"""Distributionally robust and free adversarial training (AT_Diff), for advdiff."""
