@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advdiff_core.draws import Draws
-from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.attack import Attack, ScalarVictim, Victim
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.perturbation import Perturbation, Probe, SearchCost, scale_of
 from advdiff_core.interfaces.query import Query, Step
+from advdiff_core.interfaces.requirements import nested_term, refuse
 from advdiff_core.settings import Spec, setting, settings
 from advdiff_core.step.queries import EpsHat, Features, Logits, X0Hat
 from advdiff_core.types import Budget, Noised
@@ -80,21 +80,16 @@ class AttackPerturbation(Perturbation):
         self.attack = attack
         self.term = self._term()
         if settings.objective == "feature-gap" and not settings.tap:
-            self._refuse("tap", "feature-gap needs the name of a tap", 'write tap = "..."')
+            refuse(self.build, "tap", "feature-gap needs the name of a tap", 'write tap = "..."')
 
     def _term(self) -> LossTerm | None:
         spec = self.settings.term
         if self.settings.objective != "term":
             return None
         if spec is None:
-            self._refuse("term", "nothing says which term", 'write term = { use = "..." }')
+            refuse(self.build, "term", "nothing says which term", 'write term = { use = "..." }')
             return None
-        term = self.build.nested(spec)
-        assert isinstance(term, LossTerm), "discovery checks the kind"
-        if any(True for _ in term.parameters()):
-            message = f"{spec.use!r} has parameters, which nobody would train here"
-            self._refuse("term", message, "attack a term without parameters")
-        return term
+        return nested_term(self.build, spec)
 
     def needs(self, base: str) -> tuple[Query[Any], ...]:
         """The value at the unmoved input, if the distance from it is attacked."""
@@ -173,10 +168,12 @@ class AttackPerturbation(Perturbation):
         if chosen in (ON_NOISED if images else ON_IMAGES):
             what = "images" if images else "noised samples"
             message = f"{chosen!r} cannot be attacked on {base!r}, a view of {what}"
-            self._refuse("objective", message, 'write objective = "auto"')
+            refuse(self.build, "objective", message, 'write objective = "auto"')
         needs_labels = chosen in ON_IMAGES
         if needs_labels and self.build.data is not None and self.build.data.classes == 0:
-            self._refuse("use", "the data have no labels to attack", "use a dataset with classes")
+            refuse(
+                self.build, "use", "the data have no labels to attack", "use a dataset with classes"
+            )
         return chosen
 
     def _target(self, noised: Noised, x: Tensor) -> Tensor:
@@ -185,10 +182,6 @@ class AttackPerturbation(Perturbation):
         assert noised.sigma is not None
         moved = (x - noised.x_t) / noised.sigma if self.follows else 0.0
         return noised.eps + moved
-
-    def _refuse(self, key: str, message: str, fix: str) -> None:
-        where = f"{self.build.path}.{key}"
-        raise RecipeError([Fault(code="R10", key=where, message=message, fix=fix)])
 
 
 def _labels(y: Tensor | None) -> Tensor:

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.query import Step
+from advdiff_core.interfaces.requirements import refuse
 from advdiff_core.math.weights import WeightLaw, loss_weight
 from advdiff_core.settings import setting, settings
 from advdiff_core.step.queries import Forward, Logits, View
-from advdiff_core.types import Noised, Prediction, PredictionKind
+from advdiff_core.types import Prediction, PredictionKind
 
 __all__ = ["CrossEntropy", "Denoise"]
 
@@ -69,7 +69,7 @@ class Denoise(LossTerm):
         """The weighted squared error of each sample [B]."""
         prediction, noised = step.get(self.forward_query), step.get(self.noised)
         space: PredictionKind = prediction.kind if self.space == "auto" else self.space
-        error = prediction.to(space) - truth(noised, space)
+        error = prediction.to(space) - noised.truth(space)
         loss = error.square().flatten(1).mean(1)
         if self.law == "uniform":
             return loss
@@ -85,30 +85,16 @@ class Denoise(LossTerm):
         )  # fmt: skip
 
 
-def truth(noised: Noised, space: PredictionKind) -> Tensor:
-    """What a perfect denoiser predicts on a view, as `space` [B, ...]."""
-    assert noised.eps is not None, "an image view has no noise to predict"
-    assert noised.alpha is not None
-    assert noised.sigma is not None
-    if space == "eps":
-        return noised.eps
-    if space == "x0":
-        return noised.x0
-    if space == "v":
-        return noised.alpha * noised.eps - noised.sigma * noised.x0
-    return noised.eps - noised.x0
-
-
 def _space_and_law(
     keys: Denoise.Settings, build: Build
 ) -> tuple[PredictionKind | Literal["auto"], WeightLaw]:
     view, model = build.views.get(keys.view), build.models.get(keys.role)
     if view is not None and view.root != "clean":
-        _refuse(build, "view", f"{keys.view!r} is a view of images, which have no noise to remove",
-                "name the view clean, or one made from it")  # fmt: skip
+        refuse(build, "view", f"{keys.view!r} is a view of images, which have no noise to remove",
+               "name the view clean, or one made from it")  # fmt: skip
     if model is not None and model.parametrization == "none":
-        _refuse(build, "role", f"model {keys.role!r} is no denoiser",
-                "name a backbone with a parametrization")  # fmt: skip
+        refuse(build, "role", f"model {keys.role!r} is no denoiser",
+               "name a backbone with a parametrization")  # fmt: skip
     edm = model is not None and model.parametrization == "edm"
     law: WeightLaw = ("edm" if edm else "uniform") if keys.weighting == "auto" else keys.weighting
     return keys.space, law
@@ -133,10 +119,10 @@ class CrossEntropy(LossTerm):
         super().__init__(settings, build)
         model = build.models.get(settings.role)
         if model is not None and (model.kind != "backbone" or model.parametrization != "none"):
-            _refuse(build, "role", f"model {settings.role!r} is no classifier",
-                    'give that model parametrization = "none"')  # fmt: skip
+            refuse(build, "role", f"model {settings.role!r} is no classifier",
+                   'give that model parametrization = "none"')  # fmt: skip
         if build.data is not None and build.data.classes == 0:
-            _refuse(build, "use", "the data have no labels", "use a dataset with classes")
+            refuse(build, "use", "the data have no labels", "use a dataset with classes")
         self.logits = Logits(settings.role, settings.view)
         self.needs = (self.logits,)
 
@@ -149,13 +135,3 @@ class CrossEntropy(LossTerm):
         y = step.y if step.y.dim() == 2 else step.y.to(torch.int64)
         loss: Tensor = F.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing)
         return loss
-
-
-def _refuse(build: Build, key: str, message: str, fix: str) -> None:
-    """Refuse a recipe whose parts do not fit.
-
-    Raises:
-        RecipeError: Always, R10.
-    """
-    where = f"{build.path}.{key}" if build.path else key
-    raise RecipeError([Fault(code="R10", key=where, message=message, fix=fix)])

@@ -201,6 +201,19 @@ class Noised(NamedTuple):
     delta: Tensor | None = None
     radius: Tensor | None = None
 
+    def truth(self, kind: PredictionKind) -> Tensor:
+        """What a perfect denoiser predicts here, as `kind` [B, ...]; on a diffusion view alone."""
+        assert self.eps is not None, "an image view has no noise to predict"
+        assert self.alpha is not None
+        assert self.sigma is not None
+        if kind == "eps":
+            return self.eps
+        if kind == "x0":
+            return self.x0
+        if kind == "v":
+            return self.alpha * self.eps - self.sigma * self.x0
+        return self.eps - self.x0
+
 
 class Prediction(NamedTuple):
     """Output of a network on one view, convertible to every parametrization.
@@ -269,6 +282,18 @@ class Prediction(NamedTuple):
     def logits(self) -> Tensor:
         """Classifier output [B, K]."""
         return self.value
+
+    def guided(self, without: Prediction, w: Tensor | float) -> Prediction:
+        """This prediction led away from one without labels (Ho & Salimans, 2022, eq. 6).
+
+        `cond + w (cond - uncond)`, the same for eps, x0, v and flow: each is affine in the others.
+
+        Args:
+            without: The prediction without labels, of the same kind at the same input.
+            w: Strength [B], or one float; 0 is this prediction.
+        """
+        strength = expand(w, self.value) if isinstance(w, Tensor) else w
+        return self._replace(value=self.value + strength * (self.value - without.value))
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:

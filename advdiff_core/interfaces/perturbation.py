@@ -46,8 +46,9 @@ class Probe(Protocol):
     def at(self, delta: Tensor) -> Step:
         """A step whose base view is moved by `delta` [B, ...], in the budget's unit.
 
-        Parameters are frozen in it. Ask it the queries declared in `probes`. Its forwards, and the
-        backwards towards `delta`, are counted.
+        Its target follows as that of the perturbed view will. Parameters are frozen in it. Ask it
+        the queries declared in `probes`. Its forwards, and the backwards towards `delta`, are
+        counted.
         """
 
     def gradient(self, objective: Tensor, delta: Tensor) -> Tensor:
@@ -64,6 +65,8 @@ class Perturbation(Component):
     Attributes:
         follows: True if the target moves with the perturbation (the moved noise explains the moved
             input, x0 stays); False if the original noise stays the target.
+        target_gradient: Whether a moved target is part of the gradient towards delta: of a free
+            delta's, and of what a search climbs at moved inputs. False makes it a constant there.
         free: True if delta is a leaf that learns from the training backward (`passes` of a player
             > 1); then `update` is called after each pass.
         unit: What delta is added to; must equal the unit of the budget. May be set in `__init__`.
@@ -71,6 +74,7 @@ class Perturbation(Component):
 
     unit: Unit = "image"
     follows: bool = True
+    target_gradient: bool = True
     free: ClassVar[bool] = False
 
     def needs(self, base: str) -> tuple[Query[Any], ...]:
@@ -163,14 +167,26 @@ class Perturbation(Component):
         x_t = noised.x_t + shift.to(noised.x_t.dtype)
         if noised.t is None and domain is not None:
             x_t = x_t.clamp(domain.low, domain.high)
-        eps = noised.eps
-        if eps is not None and self.follows:
-            assert noised.sigma is not None
-            eps = eps + inside if budget.unit == "noise" else eps + shift / noised.sigma
+        eps = self.target(noised, inside, shift)
         moved = expand(radius > 0, noised.x_t)
         x_t = torch.where(moved, x_t, noised.x_t)
         eps = None if eps is None or noised.eps is None else torch.where(moved, eps, noised.eps)
         return noised._replace(x_t=x_t, eps=eps, delta=shift, radius=radius)
+
+    @final
+    def target(self, noised: Noised, delta: Tensor, shift: Tensor) -> Tensor | None:
+        """Noise [B, ...] that is the target once `noised` moved: `eps + shift / sigma`, or eps.
+
+        Args:
+            noised: The base view; None is returned for a view of images.
+            delta: Perturbation [B, ...] in this unit.
+            shift: The same in units of `x_t` [B, ...].
+        """
+        if noised.eps is None or not self.follows:
+            return noised.eps
+        assert noised.sigma is not None
+        moved = delta if self.unit == "noise" else shift / noised.sigma
+        return noised.eps + (moved if self.target_gradient else moved.detach())
 
 
 def _precise(noised: Noised) -> torch.dtype:

@@ -31,14 +31,16 @@ class ViewProbe:
         assert declared.perturbation is not None
         self.step = step
         self.base: str = declared.base
-        self.unit = declared.perturbation.unit
+        self.perturbation = declared.perturbation
         self.probes = View(view).probes(step.scene)
 
     def at(self, delta: Tensor) -> TrainStep:
         """The step with its base view moved by `delta` [B, ...]; see the protocol."""
-        noised = self.step.get(View(self.base))
-        scale = scale_of(Budget("linf", 0.0, self.unit), noised, self.step.domain)
-        return self.step.at(self.base, noised.x_t + delta * scale, allowed=self.probes)
+        noised, perturbation = self.step.get(View(self.base)), self.perturbation
+        budget = Budget("linf", 0.0, perturbation.unit)
+        shift = delta * scale_of(budget, noised, self.step.domain)
+        eps = perturbation.target(noised, delta, shift)
+        return self.step.at(self.base, noised.x_t + shift, eps=eps, allowed=self.probes)
 
     def gradient(self, objective: Tensor, delta: Tensor) -> Tensor:
         """Gradient [B, ...] of the objective [B] towards `delta` [B, ...] alone."""

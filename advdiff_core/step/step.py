@@ -154,13 +154,19 @@ class TrainStep:
         )
 
     def at(
-        self, view: str, x: Tensor, *, allowed: tuple[Query[Any], ...] | None = None
+        self,
+        view: str,
+        x: Tensor,
+        *,
+        eps: Tensor | None = None,
+        allowed: tuple[Query[Any], ...] | None = None,
     ) -> TrainStep:
         """A probe of this step with the input of `view` replaced by `x` [B, ...].
 
         Args:
             view: Name of the view.
             x: Its input [B, ...].
+            eps: The noise that is its target there [B, ...]; None for that of the view.
             allowed: What the probe may be asked; None for every query of the plan.
         """
         base = self.get(View(view))
@@ -169,7 +175,8 @@ class TrainStep:
         probe.probing, probe._allowed, probe._free = True, allowed, dict(self._free)
         # What does not depend on the moved input is a constant of the search.
         keep = {q: detached(v) for q, v in self._memo.items() if view not in self.plan.views[q]}
-        probe._memo = {**keep, View(view): base._replace(x_t=x)}
+        moved = base._replace(x_t=x, eps=base.eps if eps is None else eps)
+        probe._memo = {**keep, View(view): moved}
         return probe
 
     def demand(self, forward: Forward) -> Demand:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advdiff_core import Budget, Build, Draws, Noised, Perturbation, Probe, Query, expand
+from advdiff_core.interfaces.requirements import require_noise, require_noised
 from advdiff_core.settings import setting, settings
 from advdiff_robustadv import rays
 
@@ -29,7 +30,7 @@ class _Gaussian(Perturbation):
         Raises:
             RecipeError: R10 if `base` is a view of images.
         """
-        rays.require_noised(self.build, base)
+        require_noised(self.build, base)
         return ()
 
     def search(self, noised: Noised, budget: Budget, probe: Probe, rng: Draws) -> Tensor:
@@ -92,7 +93,7 @@ class GaussianSmoothing(_Gaussian):
     def __init__(self, settings: Settings, build: Build) -> None:
         super().__init__(settings, build)
         self.unit, self.follows = settings.unit, settings.target == "follows"
-        rays.require_noise(build)
+        require_noise(build)
 
     def budget(self, noised: Noised, rng: Draws) -> Budget:
         """A box that the noise hardly ever leaves."""

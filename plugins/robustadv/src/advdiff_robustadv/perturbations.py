@@ -18,6 +18,7 @@ from advdiff_core import (
     SearchCost,
     expand,
 )
+from advdiff_core.interfaces.requirements import require_noise, require_noised
 from advdiff_core.math import norms
 from advdiff_core.settings import setting, settings
 from advdiff_robustadv import rays
@@ -37,7 +38,7 @@ class Ray(Perturbation):
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
         self.unit = settings.unit
-        rays.require_noise(build)
+        require_noise(build)
 
     def needs(self, base: str) -> tuple[Query[Any], ...]:
         """Nothing; refuses a view of images, which has no noise level.
@@ -45,7 +46,7 @@ class Ray(Perturbation):
         Raises:
             RecipeError: R10 if `base` is a view of images.
         """
-        rays.require_noised(self.build, base)
+        require_noised(self.build, base)
         return ()
 
     def start(self, noised: Noised, budget: Budget, rng: Draws) -> Tensor:

@@ -12,12 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advdiff_core import Build, Draws, Fault, Noised, RecipeError
+from advdiff_core import Draws, Noised
 from advdiff_core.settings import setting, settings
 
 __all__ = [
-    "RELATIVE", "SOURCE", "SQRT3", "RaySettings", "bias_of", "noise_share", "radius",
-    "require_noise", "require_noised", "size_of",
+    "RELATIVE", "SOURCE", "SQRT3", "RaySettings", "bias_of", "noise_share", "radius", "size_of",
 ]  # fmt: skip
 
 #: The paper, for `advdiff explain`; the README says how certain each part is.
@@ -33,9 +32,6 @@ RELATIVE = setting(
     False, applies=("unit", ("image",)),
     help="count r(t) in sqrt(alpha^2 + sigma^2), the size of x_t, which is 1 on vp schedules",
 )  # fmt: skip
-
-#: Times of a continuous schedule that are looked at before the run.
-TIMES = 1001
 
 
 @settings
@@ -89,45 +85,6 @@ def size_of(noised: Noised) -> Tensor:
     assert noised.alpha is not None, "rays live on noised views"
     assert noised.sigma is not None
     return (noised.alpha.square() + noised.sigma.square()).sqrt().flatten()
-
-
-def require_noise(build: Build) -> None:
-    """Refuse a schedule without noise at a time that is trained, as targets divide by sigma.
-
-    Looked at once, before the run, since a step never waits for the device.
-
-    Raises:
-        RecipeError: R10, naming the time.
-    """
-    if build.schedule is None:
-        return
-    u = torch.linspace(0.0, 1.0 - 1e-9, build.schedule.num_steps or TIMES, dtype=torch.float64)
-    t = build.schedule.quantile(u).float()
-    sigma = build.schedule.sigma(t)
-    bad = ~((sigma > 0) & sigma.isfinite())
-    if bool(bad.any()):
-        first = int(bad.int().argmax())
-        message = (
-            f"sigma is {float(sigma[first]):g} at t = {float(t[first]):g}, a training time; the "
-            f"noise that explains a moved input, delta / sigma, has no value there"
-        )
-        fix = "use a schedule, or a t_min of its, with sigma above 0 at every training time"
-        raise RecipeError([Fault(code="R10", key="schedule", message=message, fix=fix)])
-
-
-def require_noised(build: Build, base: str) -> None:
-    """Refuse a view of images, which has no noise level, as what a ray moves.
-
-    Raises:
-        RecipeError: R10 if `base` is a view of images.
-    """
-    view = build.views.get(base)
-    if view is None or view.root == "clean":
-        return
-    message = f"{base!r} is a view of images, which have no noise level"
-    fix = 'write from = "clean", or a view made from it'
-    key = f"{build.path.removesuffix('.perturb')}.from"
-    raise RecipeError([Fault(code="R10", key=key, message=message, fix=fix)])
 
 
 def bias_of(keys: RaySettings, like: Tensor, rng: Draws) -> Tensor:

@@ -18,6 +18,7 @@ from advdiff_core import (
     Step,
     View,
 )
+from advdiff_core.interfaces.requirements import require_noise
 from advdiff_core.settings import setting, settings
 from advdiff_robustadv import rays
 from advdiff_robustadv.weights import WeightKeys, weight_of
@@ -46,7 +47,7 @@ class _Regulariser(LossTerm):
         super().__init__(settings, build)
         base = base_of(build, settings.view)
         require_denoiser(build, settings.role)
-        rays.require_noise(build)
+        require_noise(build)
         self.perturbed = EpsHat(settings.role, settings.view)
         self.reference = EpsHat(settings.role, base)
         self.noised, self.delta = View(settings.view), Delta(settings.view)
