@@ -40,6 +40,7 @@ _PUBLIC = {
     "advdiff_core.interfaces.sampler": (
         "Denoise", "ImageDraws", "Sampler", "Samples", "StepCallback",
     ),
+    "advdiff_core.interfaces.time_sampler": ("TimeSampler", "Times"),
     "advdiff_core.step.queries": (
         "Delta", "EpsHat", "Features", "Forward", "Logits", "Scores", "Target", "View", "X0Hat",
     ),

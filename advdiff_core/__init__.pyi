@@ -42,6 +42,8 @@ from advdiff_core.interfaces.sampler import ImageDraws as ImageDraws
 from advdiff_core.interfaces.sampler import Sampler as Sampler
 from advdiff_core.interfaces.sampler import Samples as Samples
 from advdiff_core.interfaces.sampler import StepCallback as StepCallback
+from advdiff_core.interfaces.time_sampler import Times as Times
+from advdiff_core.interfaces.time_sampler import TimeSampler as TimeSampler
 from advdiff_core.settings import Spec as Spec
 from advdiff_core.settings import setting as setting
 from advdiff_core.settings import settings as settings

@@ -40,6 +40,7 @@ KINDS: Mapping[str, str] = MappingProxyType({
     "optimizer": "advdiff_core.interfaces.optimizer:Optimizer",
     "perturbation": "advdiff_core.interfaces.perturbation:Perturbation",
     "sampler": "advdiff_core.interfaces.sampler:Sampler",
+    "time_sampler": "advdiff_core.interfaces.time_sampler:TimeSampler",
 })  # fmt: skip
 
 #: "+" because samplers are called "dpm++2m" everywhere.

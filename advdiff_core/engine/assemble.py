@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,11 +14,13 @@ from advdiff_core.engine.compute import choose_compute
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.ema import Ema, EmaRule
 from advdiff_core.engine.feed import Feed
+from advdiff_core.engine.followers import Follower
 from advdiff_core.engine.initial import load_init
 from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.parts import Maker, data_parts, make
 from advdiff_core.engine.players import Player, Term
 from advdiff_core.engine.source import Source
+from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
@@ -93,12 +96,13 @@ def assemble(
         PluginError: If a component cannot be built or queries do not fit.
         DataError: If data or initial weights are missing or damaged.
     """
-    maker = Maker(recipe=recipe, build=Build(seed=recipe.run.seed))
+    maker = Maker.of(recipe)
     parts = data_parts(maker)
     source, augment, schedule = parts.source, parts.augment, parts.schedule
     compute = choose_compute(recipe.run, source.info, world or World(), device=device)
     roles = _roles(maker, schedule)
     check_roles(augment, roles, source.info)
+    _check_guidance(recipe, roles)
     for role in roles.values():
         _place(role.module, compute.device, channels_last=compute.channels_last)
     views = _views(maker)
@@ -110,11 +114,12 @@ def assemble(
         density=Density(
             law=density.law, mean=density.mean, std=density.std, stratified=density.stratified
         ),
+        times=None if parts.times is None else parts.times.to(compute.device),
         data=source.info,
         compute=compute,
         seed=recipe.run.seed,
     )
-    players = _players(maker, scene)
+    players = _players(maker, scene, _followers(recipe, scene))
     shared = [player.phase() for player in players if not player.fresh]
     fresh = {p.name: Plan([p.phase()], scene) for p in players if p.fresh}
     return Experiment(
@@ -139,10 +144,14 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
             parametrization=model.parametrization if wear else "none",
             sigma_data=wear.sigma_data if wear else None,
             width=module.width if isinstance(module, AlignmentTarget) else 0,
+            classes=module.classes if isinstance(module, Backbone) else 0,
+            guided=isinstance(module, Backbone) and module.guided,
+            follows=model.follow.role if model.follow else "",
         )  # fmt: skip
         if model.init:
             maker.inits[name] = load_init(module, name, model.init, maker.build.data)
-        module.train(owner is not None)
+        # A target network shares the masks of the role that it averages.
+        module.train(owner is not None or model.follow is not None)
         if owner is None:
             module.requires_grad_(False)
         roles[name] = Role(
@@ -161,6 +170,21 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
     return roles
 
 
+def _check_guidance(recipe: Recipe, roles: dict[str, Role]) -> None:
+    """Refuse guidance of a network that knows no labels.
+
+    Raises:
+        RecipeError: R10.
+    """
+    if recipe.sample is None or not recipe.sample.guidance:
+        return
+    name = recipe.sample.role
+    if not (roles[name].info.guided or roles[name].info.classes):
+        message = f"{recipe.sample.guidance:g}, but model {name!r} ignores labels"
+        fix = "set it to 0, or give that model conditional = true"
+        raise RecipeError([Fault(code="R10", key="sample.guidance", message=message, fix=fix)])
+
+
 def bare_role(recipe: Recipe, role: str) -> tuple[nn.Module, Build]:
     """The module of one role, on the CPU, without initial weights, and what it was told.
 
@@ -173,7 +197,7 @@ def bare_role(recipe: Recipe, role: str) -> tuple[nn.Module, Build]:
     """
     model: Any = recipe.models[role]
     alone = evolve(model, init=None, compile=False)
-    maker = Maker(recipe=evolve(recipe, models={role: alone}), build=Build(seed=recipe.run.seed))
+    maker = Maker.of(evolve(recipe, models={role: alone}))
     module = _roles(maker, data_parts(maker).schedule)[role].module
     return module, maker.build
 
@@ -228,7 +252,24 @@ def _views(maker: Maker) -> dict[str, ViewDecl]:
     return declared
 
 
-def _players(maker: Maker, scene: Scene) -> tuple[Player, ...]:
+def _followers(recipe: Recipe, scene: Scene) -> list[Follower]:
+    """Target networks, with the weights of the roles that they follow."""
+    found = []
+    for name, model in recipe.models.items():
+        if model.follow is None:
+            continue
+        leader = model.follow.role
+        ours, theirs = scene.roles[name].module, scene.roles[leader].module
+        rate, levels = model.follow.rate, model.follow.levels
+        one = Follower(
+            name=name, leader=leader, module=ours, source=theirs, rate=rate, levels=levels
+        )
+        one.start(scene.times)
+        found.append(one)
+    return found
+
+
+def _players(maker: Maker, scene: Scene, followers: Sequence[Follower]) -> tuple[Player, ...]:
     players = []
     for name, player in maker.recipe.players.items():
         terms = tuple(_term(maker, key, scene) for key in sorted(player.terms))
@@ -247,6 +288,7 @@ def _players(maker: Maker, scene: Scene) -> tuple[Player, ...]:
                 ),
                 every=player.every, passes=player.passes, moves=player.update == "pass",
                 fresh=player.fresh, clip=player.clip, emas=emas,
+                followers=tuple(one for one in followers if one.leader in player.models),
             )
         )  # fmt: skip
     return tuple(players)

@@ -75,6 +75,17 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def rows(self, values: Tensor, batch: int) -> Tensor:
+        """Rows of a global batch [batch, ...] from each process's share [B, ...], in its order."""
+        if self.size == 1:
+            return values
+        shares = [World(rank=rank, size=self.size).share(batch)[1] for rank in range(self.size)]
+        padded = values.new_zeros((max(shares), *values.shape[1:]))
+        padded[: len(values)] = values
+        found = [torch.empty_like(padded) for _ in shares]
+        dist.all_gather(found, padded)
+        return torch.cat([part[:share] for part, share in zip(found, shares, strict=True)])
+
     def all(self, flag: bool) -> bool:
         """True if the flag is true on every process."""
         if self.size == 1:

@@ -20,6 +20,7 @@ from advdiff_core.interfaces.augmentation import Augmentation
 from advdiff_core.interfaces.component import Build, Component
 from advdiff_core.interfaces.dataset import Corruption, Dataset
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
+from advdiff_core.interfaces.time_sampler import TimeSampler
 from advdiff_core.recipe import Recipe
 from advdiff_core.settings import Spec
 from advdiff_core.types import Domain
@@ -40,6 +41,11 @@ class Maker:
     recipe: Recipe
     build: Build = field(factory=Build)
     inits: dict[str, dict[str, str]] = field(factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Maker:
+        """A recipe of which nothing is built yet."""
+        return cls(recipe=recipe, build=Build(seed=recipe.run.seed, images=recipe.run.images))
 
     def make(self, spec: Spec) -> Component:
         """Build the next component."""
@@ -87,11 +93,13 @@ class DataParts:
         source: The data.
         augment: The augmentations.
         schedule: The noise schedule.
+        times: What draws the training times; None for a law of the core.
     """
 
     source: Source
     augment: Pipeline
     schedule: NoiseSchedule
+    times: TimeSampler | None = None
 
 
 def assemble_data(recipe: Recipe) -> DataParts:
@@ -101,17 +109,20 @@ def assemble_data(recipe: Recipe) -> DataParts:
         PluginError: If a component cannot be built.
         DataError: If the data are missing or damaged.
     """
-    return data_parts(Maker(recipe=recipe, build=Build(seed=recipe.run.seed)))
+    return data_parts(Maker.of(recipe))
 
 
 def data_parts(maker: Maker) -> DataParts:
-    """Build data, augmentations and schedule, in this order."""
+    """Build data, augmentations, schedule and law of times, in this order."""
     source = _data(maker)
     maker.build = evolve(maker.build, data=source.info)
     augment = _augmentations(maker)
     schedule = cast("NoiseSchedule", maker.make(maker.recipe.schedule.spec))
     maker.build = evolve(maker.build, schedule=schedule)
-    return DataParts(source=source, augment=augment, schedule=schedule)
+    sampler = maker.recipe.schedule.density.sampler
+    times = cast("TimeSampler", maker.make(sampler)) if sampler else None
+    maker.build = evolve(maker.build, times=times)
+    return DataParts(source=source, augment=augment, schedule=schedule, times=times)
 
 
 def _data(maker: Maker) -> Source:

@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 from advdiff_core.engine.checks import check_term
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.ema import Ema
+from advdiff_core.engine.followers import Follower
 from advdiff_core.engine.gradients import clip_gradients, refuse_non_finite
 from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.stats import Stats
+from advdiff_core.engine.times import TimesWatch
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.step.plan import Phase
 from advdiff_core.step.scene import Role, Scene
@@ -72,6 +74,7 @@ class Player:
         fresh: Draws a batch of its own.
         clip: Largest gradient norm; None for no clipping.
         emas: Averages by role.
+        followers: Target networks that average its roles.
         updates: Optimizer steps taken.
     """
 
@@ -87,6 +90,7 @@ class Player:
     fresh: bool = False
     clip: float | None = None
     emas: dict[str, list[Ema]] = field(factory=dict)
+    followers: tuple[Follower, ...] = ()
     rates: list[float] = field(init=False)
     updates: int = 0
 
@@ -134,6 +138,10 @@ class Turn:
     batch: int
     checked: bool = False
     finite: bool = True
+    watch: TimesWatch = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.watch = TimesWatch(self.scene.times)
 
     def run(self, steps: Sequence[TrainStep], later: Sequence[Phase]) -> None:
         """All passes over the micro-batches, with the optimizer's step.
@@ -154,6 +162,7 @@ class Turn:
                 step.leave(phase, last=last)
             if last or self.player.moves:
                 self._update(total)
+            self.watch.report(self.world, self.batch)
 
     def _backward(self, step: TrainStep) -> Tensor:
         scale = 1.0 if self.player.moves else 1.0 / self.player.passes
@@ -163,7 +172,9 @@ class Turn:
                 continue
             loss = self._loss(term, step)
             self.stats.add(f"loss/{term.name}", loss)
-            total = total + term.weight_at(self.nimg) * scale * loss.sum() / self.batch
+            weight = term.weight_at(self.nimg)
+            loss = self.watch.weighted(term.module.needs, loss, weight, step)
+            total = total + weight * scale * loss.sum() / self.batch
         total.backward()  # type: ignore[no-untyped-call]
         needs = self.player.phase(self.nimg).needs
         reached = frozenset().union(*(step.plan.graph_roles[query] for query in needs))
@@ -197,3 +208,6 @@ class Turn:
         for emas in player.emas.values():
             for ema in emas:
                 ema.update(nimg=self.nimg + self.batch, batch=self.batch)
+        times = self.scene.times
+        for follower in player.followers:
+            follower.update(None if times is None else times.levels(self.nimg))

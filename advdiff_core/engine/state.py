@@ -34,6 +34,7 @@ def gather_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
             for player in experiment.players
             for term in player.terms
         },
+        "times": {} if experiment.scene.times is None else _tensors(experiment.scene.times),
         "ema": {
             role: [dict(ema.shadow) for ema in emas]
             for player in experiment.players
@@ -74,6 +75,8 @@ def restore_state(trainer: Trainer, shared: dict[str, Any], own: dict[str, Any])
         for role_name, emas in player.emas.items():
             for ema, updates in zip(emas, saved["ema_updates"][role_name], strict=True):
                 ema.updates = updates
+    if experiment.scene.times is not None:
+        _restore(_tensors(experiment.scene.times), shared.get("times", {}), "times")
     trainer.nimg, trainer.index = shared["nimg"], shared["index"]
     if trainer.experiment.recipe.run.micro_batch == "auto":
         # Another split of the batch would add gradients in another order.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from advdiff_core.interfaces.noise_schedule import NoiseSchedule
+    from advdiff_core.interfaces.time_sampler import TimeSampler
     from advdiff_core.settings import Spec
     from advdiff_core.types import DataInfo, TapInfo
 
@@ -35,6 +36,9 @@ class ModelInfo:
         sigma_data: Standard deviation of the data that a denoiser assumes; None for other kinds.
         taps: Taps of the network by name.
         width: Width of an alignment target's features; 0 for other kinds.
+        classes: Classes whose labels change the output; 0 for networks that ignore them.
+        guided: True if it is told the strength of guidance (`Backbone.guided`).
+        follows: Role whose weights it averages; "" for networks that are no target network.
     """
 
     kind: str
@@ -43,6 +47,9 @@ class ModelInfo:
     sigma_data: float | None = None
     taps: Mapping[str, TapInfo] = field(factory=dict)
     width: int = 0
+    classes: int = 0
+    guided: bool = False
+    follows: str = ""
 
 
 @frozen(kw_only=True)
@@ -70,8 +77,10 @@ class Build:
     Attributes:
         path: Dotted key of the component's table, for example "terms.equivariance".
         seed: Seed of the run.
+        images: Length of the run.
         data: The dataset's description; None while the dataset itself is built.
         schedule: The noise schedule; None in recipes without one.
+        times: What draws the training times, where the recipe names one.
         models: Model roles by name.
         views: Views by name, the roots "clean" and "image" included.
         c_noise: Range of the noise-level input that the models will see.
@@ -81,8 +90,10 @@ class Build:
 
     path: str = ""
     seed: int = 0
+    images: int = 0
     data: DataInfo | None = None
     schedule: NoiseSchedule | None = None
+    times: TimeSampler | None = None
     models: Mapping[str, ModelInfo] = field(factory=dict)
     views: Mapping[str, ViewInfo] = field(factory=dict)
     c_noise: tuple[float, float] = (0.0, 1000.0)

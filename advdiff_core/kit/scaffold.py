@@ -50,6 +50,7 @@ PARTS: Mapping[str, Part] = MappingProxyType({
     "optimizer": Part(module="optimizers", cls="SignDescent"),
     "perturbation": Part(module="perturbations", cls="GapStep"),
     "sampler": Part(module="samplers", cls="PlainSteps"),
+    "time_sampler": Part(module="times", cls="Tilted"),
     HOOKS: Part(module="hooks", cls="LowestLoss"),
 })  # fmt: skip
 

@@ -25,6 +25,7 @@ def check(draft: Draft) -> Iterator[Problem]:
     yield from references(draft)
     yield from _ownership(draft)
     yield from _training(draft)
+    yield from _following(draft)
     yield from _view_chains(draft)
     yield from _sampling(draft)
     yield from _measured(draft)
@@ -102,6 +103,29 @@ def _trainable(draft: Draft, role: str, here: Key) -> Iterator[Problem]:
         message = f"the alignment target {role!r} is never trained, yet a player lists it"
         other = ("models", role, "kind")
         yield Problem(path=here, other=other, code="R10", message=message, fix="take it out")
+
+
+def _following(draft: Draft) -> Iterator[Problem]:
+    """Target networks follow a role that a player trains, and have no weights of their own."""
+    trained = {role for player in draft.players.values() for role in player.models}
+    for name, model in draft.models.items():
+        if model.follow is None:
+            continue
+        here, leader = ("models", name, "follow"), model.follow.role
+        for key, given in (("init", model.init is not None), ("frozen", model.frozen)):
+            if given:
+                message = f"{name!r} follows {leader!r}, and `{key}` is given for it, too"
+                yield Problem(
+                    path=("models", name, key), other=here, code="R10", message=message,
+                    fix="take it out: a target network starts as a copy",
+                )  # fmt: skip
+        if name in trained:
+            message = f"{name!r} follows {leader!r}, yet a player trains it"
+            yield Problem(path=here, code="R10", message=message, fix="take one of the two out")
+        if draft.knows_players and leader not in trained:
+            message = f"{name!r} follows {leader!r}, which no player trains"
+            fix = "name a role that a player trains"
+            yield Problem(path=(*here, "role"), code="R10", message=message, fix=fix)
 
 
 def _view_chains(draft: Draft) -> Iterator[Problem]:

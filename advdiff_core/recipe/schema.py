@@ -24,6 +24,7 @@ __all__ = [
     "Density",
     "Ema",
     "Evaluate",
+    "Follow",
     "Hooks",
     "LrSchedule",
     "Model",
@@ -122,6 +123,9 @@ class Density:
         applies=("law", ("log-normal",)),
     )
     stratified: bool = setting(True, help="spread the times of a batch evenly over the law")
+    sampler: Spec | None = setting(
+        None, kind="time_sampler", help="draws the times instead of the law: one that learns"
+    )
 
 
 @settings
@@ -131,6 +135,20 @@ class Schedule:
     KIND: ClassVar[str] = "noise_schedule"
     spec: Spec = setting(help="the noise schedule; vp-linear if left out", key="use")
     density: Density = setting(factory=Density, help="law of training times")
+
+
+@settings
+class Follow:
+    """`models.<role>.follow`: a target network, which is an average of another role's weights."""
+
+    role: str = setting(ref="role", help="the role it follows, of the same kind of network")
+    rate: float = setting(
+        0.95, ge=0.0, lt=1.0, help="decay per optimizer update of that role; 0 copies its weights"
+    )
+    levels: int = setting(
+        0, ge=0, le=2**31,
+        help="with N levels of the density's sampler, decay rate^(levels / N); 0: always rate",
+    )  # fmt: skip
 
 
 @settings
@@ -153,6 +171,9 @@ class Model:
     )
     init: Path | None = setting(None, help="run, checkpoint, imported model or safetensors file")
     frozen: bool = setting(False, help="never trained")
+    follow: Follow | None = setting(
+        None, help="not trained but an average of the weights of another role"
+    )
     compile: bool = setting(False, help="compile the network with torch.compile", safe=True)
     checkpointing: bool = setting(False, help="recompute activations in the backward", safe=True)
 
@@ -252,6 +273,11 @@ class Sample:
     spec: Spec = setting(help="the sampler; ddim if left out", key="use")
     role: str = setting("student", ref="role", help="the denoiser that is sampled")
     ema: int = setting(0, ge=-1, le=1000, help="which of its averages; -1 for the raw weights")
+    guidance: float = setting(
+        0.0, ge=0.0, le=1000.0,
+        help="strength w of classifier-free guidance, cond + w (cond - uncond): told to a network "
+        "that is `guided`, else by a second evaluation without labels",
+    )  # fmt: skip
     images: int = setting(64, ge=1, le=2**31, unit="images", safe=True, help="samples per grid")
     every: int = setting(
         0, ge=0, le=MAX_COUNT, unit="images", safe=True, help="images between grids; 0: at the end"

@@ -16,7 +16,7 @@ from advdiff_core.errors import PluginError
 from advdiff_core.interfaces.perturbation import SearchCost
 from advdiff_core.interfaces.query import Query, Setup
 from advdiff_core.step.names import check_names
-from advdiff_core.step.queries import Features, Forward, View
+from advdiff_core.step.queries import DrawnTimes, Features, Forward, View
 from advdiff_core.types import Cost
 
 __all__ = ["Demand", "Phase", "Plan", "StepCost", "rehearse", "survives"]
@@ -88,6 +88,8 @@ class Plan:
         self.value_roles: dict[Query[Any], frozenset[str]] = {}
         #: Views whose input a value depends on.
         self.views: dict[Query[Any], frozenset[str]] = {}
+        #: Queries whose value depends on the training times.
+        self.timed: set[Query[Any]] = set()
         for query, needs in self.order.items():
             self._trace(query, needs)
         #: Views whose perturbation learns from the training backward.
@@ -119,6 +121,8 @@ class Plan:
         self.value_roles[query] = own.union(*below)
         graph = [self.graph_roles[needed] for needed in needs]
         self.graph_roles[query] = frozenset() if query.detached else own.union(*graph)
+        if isinstance(query, DrawnTimes) or self.timed.intersection(needs):
+            self.timed.add(query)
         views = {query.name} if isinstance(query, View) else set()
         self.views[query] = frozenset(views).union(*(self.views[needed] for needed in needs))
 

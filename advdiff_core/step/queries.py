@@ -9,7 +9,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.query import Query, Setup, Step
+from advdiff_core.interfaces.time_sampler import Times
 from advdiff_core.math.densities import draw_times
 from advdiff_core.types import Noised, Prediction, expand
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Delta",
+    "DrawnTimes",
     "EpsHat",
     "Features",
     "Forward",
@@ -33,20 +36,38 @@ __all__ = [
 
 
 @frozen
-class Time(Query[Tensor]):
-    """Training times `t` [B], drawn from the recipe's density."""
+class DrawnTimes(Query[Times]):
+    """Training times and their importance weights [B], as the density or its sampler draws them."""
 
     detached: ClassVar[bool] = True
 
-    def compute(self, step: Step) -> Tensor:
-        """Map (stratified) uniform numbers through the density's quantile function."""
+    def compute(self, step: Step) -> Times:
+        """Map (stratified) uniform numbers through the quantile function of the law."""
         scene = _scene(step)
         assert scene.schedule is not None
         draws, density = step.rng("time"), scene.density
         stratified = density.stratified
         u = draws.stratified() if stratified else draws.uniform((step.x0.shape[0],)).double()
+        if scene.times is not None:
+            return _as_drawn(scene.times.draw(u, step.nimg), step.x0)
         t = draw_times(scene.schedule, u, law=density.law, mean=density.mean, std=density.std)
-        return t.to(step.x0.dtype)
+        return Times(t.to(step.x0.dtype))
+
+
+@frozen
+class Time(Query[Tensor]):
+    """Training times `t` [B], drawn from the recipe's density."""
+
+    detached: ClassVar[bool] = True
+
+    def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
+        """What was drawn."""
+        del setup
+        return (DrawnTimes(),)
+
+    def compute(self, step: Step) -> Tensor:
+        """The times alone."""
+        return step.get(DrawnTimes()).t
 
 
 @frozen
@@ -284,6 +305,22 @@ class Scores(Query[Tensor]):
 def _train(step: Step) -> TrainStep:
     # The core's own queries know the one implementation of the Step protocol.
     return step  # type: ignore[return-value]
+
+
+def _as_drawn(times: Times, like: Tensor) -> Times:
+    """A sampler's times, detached and in the dtype of samples `like` [B, ...].
+
+    Raises:
+        ContractError: If there is not one time for each sample.
+    """
+    for what, found in times._asdict().items():
+        if found is not None and found.shape != like.shape[:1]:
+            message = (
+                f"the density's sampler drew {what} {list(found.shape)} for {len(like)} samples"
+            )
+            raise ContractError(message, where="schedule.density.sampler", fix="return [B]")
+    weight = None if times.weight is None else times.weight.detach().to(like.dtype)
+    return Times(times.t.detach().to(like.dtype), weight)
 
 
 def _scene(step: Step) -> Scene:

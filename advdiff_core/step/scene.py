@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from advdiff_core.interfaces.component import ModelInfo
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.interfaces.perturbation import Perturbation
+from advdiff_core.interfaces.time_sampler import TimeSampler
 from advdiff_core.types import Cost, DataInfo
 
 __all__ = [
@@ -130,6 +131,7 @@ class Scene:
         views: Views, the roots included.
         schedule: Noise schedule; None for recipes without a diffusion view.
         density: Density of training times.
+        times: What draws them instead; None for the density's law.
         data: Description of the data.
         compute: Device and precision.
         seed: Seed of every stream.
@@ -139,6 +141,7 @@ class Scene:
     views: Mapping[str, ViewDecl] = field(factory=lambda: {name: ViewDecl(name) for name in ROOTS})
     schedule: NoiseSchedule | None = None
     density: Density = field(factory=Density)
+    times: TimeSampler | None = None
     data: DataInfo | None = None
     compute: Compute = field(factory=Compute)
     seed: int = 0

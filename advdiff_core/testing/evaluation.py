@@ -46,18 +46,25 @@ class BenchEvaluation:
         self.fingerprint = str(hash(data.numpy().tobytes()))
         self.device = torch.device("cpu")
         self.seeds = tuple(range(len(samples)))
-        self._module = module
+        self._module = module.requires_grad_(False)
 
     def module(self, role: str) -> nn.Module:
         """The network."""
         del role
         return self._module
 
-    def denoiser(self, role: str | None = None, labels: Tensor | None = None) -> Denoise:
-        """The network as a denoiser that predicts noise; `labels` [B]."""
+    def denoiser(
+        self,
+        role: str | None = None,
+        labels: Tensor | None = None,
+        *,
+        taps: tuple[str, ...] = (),
+        stop_at: str | None = None,
+    ) -> Denoise:
+        """The network as a denoiser that predicts noise; `labels` [B], features of `taps`."""
         del role
         wear = Wear(schedule=self.schedule)
-        return lambda x_t, t: wear(self._module, x_t, t, labels)
+        return lambda x_t, t: wear(self._module, x_t, t, labels, taps=taps, stop_at=stop_at)
 
     def sampler(self, steps: int | None = None) -> Sampler:
         """DDIM of a few steps."""

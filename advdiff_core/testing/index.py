@@ -150,6 +150,14 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "takes-a-state-back",
             "leaves-everything-alone",
         ),
+        "time_sampler": (
+            "times-in-range",
+            "follows-its-numbers",
+            "each-number-on-its-own",
+            "state-is-all",
+            "survives-bad-losses",
+            "levels-only-rise",
+        ),
     }
 )
 

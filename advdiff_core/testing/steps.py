@@ -201,6 +201,8 @@ def _role(name: str, model: Model, build: Build, schedule: NoiseSchedule) -> Rol
         sigma_data=model.sigma_data if denoiser else None,
         taps=module.taps if isinstance(module, Backbone) else {},
         width=module.width if isinstance(module, AlignmentTarget) else 0,
+        classes=module.classes if isinstance(module, Backbone) else 0,
+        guided=isinstance(module, Backbone) and module.guided,
     )
     wear = Wear(
         schedule=schedule, parametrization=model.parametrization, sigma_data=model.sigma_data

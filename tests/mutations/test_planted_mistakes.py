@@ -14,6 +14,7 @@ import planted_perturbations
 import planted_samplers
 import planted_schedules
 import planted_terms
+import planted_times
 import pytest
 import torch
 from planted import PLANTED, Planted
@@ -50,6 +51,7 @@ HEALTHY = [
     planted_schedules.Discrete,
     planted_schedules.Healthy,
     planted_terms.Healthy,
+    planted_times.Healthy,
 ]
 
 #: What the core itself sees to, whatever a component does.

@@ -178,6 +178,10 @@ def _same(written: Any, value: Any) -> bool:
         return True  # "8/255"
     if isinstance(value, Mapping):
         return isinstance(written, Mapping)
+    if isinstance(value, list) and isinstance(written, list):
+        # Nested components come back with their defaults.
+        pairs = zip(written, value, strict=False)
+        return len(written) == len(value) and all(_same(*pair) for pair in pairs)
     return bool(written == value)
 
 

@@ -16,13 +16,17 @@ from advdiff_core.draws import BLOCK
 from advdiff_core.interfaces.component import Build, ModelInfo, ViewInfo
 from advdiff_core.interfaces.sampler import Sampler
 from advdiff_core.testing import bench, casts
-from advdiff_core.testing.bench import World
+from advdiff_core.errors import RecipeError
+from advdiff_core.testing.bench import SCHEDULES, World
 from advdiff_core.testing.evaluation import BenchEvaluation
 from advdiff_core.testing.subject import Subject, references, worlds_or_skip
 from advdiff_core.testing.victims import ClassifierVictim
 from advdiff_core.types import Augmented, Budget
 
-__all__ = ["Rig", "rig", "worlds"]
+__all__ = ["LENGTH", "TIMES", "Rig", "rig", "worlds"]
+
+#: Images of the run that laws of times are told of.
+LENGTH = 1_000_000
 
 
 class Rig:
@@ -133,6 +137,26 @@ class SamplerRig(Rig):
         self.build(subject, world).grid()
 
 
+class TimesRig(Rig):
+    """Laws of training times: built for the first schedule they accept."""
+
+    def told(self, subject: Subject, world: World, seed: int) -> Build:
+        """Data, the first schedule that the law can be built for, and the length of a run."""
+        plain = subject.plain_build(world, seed=seed, path=self.path)
+        builds = [evolve(plain, schedule=bench.schedule(name), images=LENGTH) for name in SCHEDULES]
+        for build in builds:
+            try:
+                subject.build(build)
+            except RecipeError:
+                continue
+            return build
+        return builds[0]
+
+    def trial(self, subject: Subject, world: World) -> None:
+        """One time."""
+        self.build(subject, world).draw(torch.tensor([0.5], dtype=torch.float64), 0)
+
+
 class MetricRig(Rig):
     """Metrics: roles they name are small networks, denoisers or else classifiers."""
 
@@ -203,6 +227,8 @@ class TermRig(Rig):
         casts.ask(subject, world, size=2)
 
 
+TIMES = TimesRig("schedule.density.sampler", everywhere=False)
+
 RIGS: Mapping[str, Rig] = {
     "alignment_target": TargetRig("models.target"),
     "attack": AttackRig("attack"),
@@ -217,6 +243,7 @@ RIGS: Mapping[str, Rig] = {
     "optimizer": Rig("players.student.optimizer", everywhere=False),
     "perturbation": PerturbationRig("views.adv.perturb"),
     "sampler": SamplerRig("sample"),
+    "time_sampler": TIMES,
 }
 
 
