@@ -123,13 +123,20 @@ class RunEvaluation:
         """The run's noise schedule."""
         return self._experiment.scene.schedule
 
-    def denoiser(self, role: str | None = None, labels: Tensor | None = None) -> Denoise:
+    def denoiser(
+        self,
+        role: str | None = None,
+        labels: Tensor | None = None,
+        *,
+        taps: tuple[str, ...] = (),
+        stop_at: str | None = None,
+    ) -> Denoise:
         """A role as a denoiser; see `Evaluation.denoiser`."""
         sample = self._experiment.recipe.sample
         assert role or sample, "a metric names the role where a recipe samples none"
         name = role or cast("Any", sample).role
         average = sample.ema if sample is not None and sample.role == name else None
-        return denoiser_of(self._experiment, name, average, labels)
+        return denoiser_of(self._experiment, name, average, labels, taps=taps, stop_at=stop_at)
 
     def sampler(self, steps: int | None = None) -> Sampler:
         """The run's sampler, built anew."""
@@ -168,17 +175,22 @@ class RunEvaluation:
 
 
 class _Frozen(nn.Module):
-    """A role's network with given weights that leaves the network itself untouched."""
+    """A role's network with given weights that leaves the network itself untouched.
+
+    What it returns has a graph to an input that wants one, and none to the parameters.
+    """
 
     def __init__(self, experiment: Experiment, role: str, ema: int | None) -> None:
         super().__init__()
         self._role = experiment.scene.roles[role]
-        self._weights = weights_of(experiment, role, ema) or {}
+        named = self._role.module.named_parameters()
+        averaged = weights_of(experiment, role, ema) or {}
+        self._weights = {name: p.detach() for name, p in named} | averaged
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network without gradient."""
+        """Run the network; gradients reach inputs alone."""
         module = self._role.module
         device = next(module.parameters()).device
         args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
-        with evaluation_mode(module), torch.no_grad():
+        with evaluation_mode(module):
             return functional_call(module, self._weights, args, kwargs)

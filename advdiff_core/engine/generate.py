@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from advdiff_core.draws import SeedDraws, keyed_generator
 from advdiff_core.engine.assemble import Experiment
 from advdiff_core.errors import UsageError
 from advdiff_core.interfaces.sampler import Denoise, Sampler, StepCallback
+from advdiff_core.step.network import guidance_told
 from advdiff_core.step.scene import Role, Scene
 from advdiff_core.types import Prediction
 
@@ -120,14 +122,15 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
     with evaluation_mode(denoiser.module):
         for start in range(0, len(seeds), batch):
             chosen = None if labels is None else labels[start : start + batch]
-            denoise = _bound(experiment.scene, denoiser, weights, chosen)
+            denoise = _bound(experiment.scene, denoiser, weights, chosen, settings.guidance)
             part = seeds[start : start + batch]
             x0, nfe = _chunk(experiment.scene, denoise, sampler, part, callback)
             parts.append(x0)
     shape = experiment.scene.data.shape if experiment.scene.data else ()
     x0 = torch.cat(parts) if parts else torch.empty(0, *shape)
     return SampleSet(
-        x0=x0, seeds=tuple(seeds), labels=labels, nfe=nfe, seconds=time.monotonic() - began,
+        x0=x0, seeds=tuple(seeds), labels=labels, seconds=time.monotonic() - began,
+        nfe=nfe * _evaluations(denoiser, settings.guidance),
         sampler={"use": use, "role": name},
     )  # fmt: skip
 
@@ -153,7 +156,11 @@ def _labels(seeds: Sequence[int], experiment: Experiment) -> Tensor | None:
 
 
 def _bound(
-    scene: Scene, role: Role, weights: dict[str, Tensor] | None, labels: Tensor | None
+    scene: Scene,
+    role: Role,
+    weights: dict[str, Tensor] | None,
+    labels: Tensor | None,
+    guidance: float,
 ) -> Denoise:
     """The role as samplers see it, in the run's precision, for samples with these labels [B]."""
     y = None if labels is None else labels.to(scene.compute.device)
@@ -165,23 +172,63 @@ def _bound(
             return functional_call(role.module, weights, args, kwargs)
 
     def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-        return cast("Prediction", role.wear(forward, x_t, t, y))
+        return _predict(role, forward, (x_t, t, y), guidance)
 
     return denoise
 
 
-def denoiser_of(
-    experiment: Experiment, role: str, ema: int | None, labels: Tensor | None
+def _evaluations(role: Role, guidance: float) -> int:
+    """Network evaluations of one prediction."""
+    return 1 if role.info.guided or not guidance else 2
+
+
+def _predict(
+    role: Role,
+    forward: Callable[..., Any],
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    guidance: float,
+    **asked: Any,
+) -> Prediction:
+    """A prediction with guidance inside, if there is any.
+
+    Args:
+        role: The denoiser.
+        forward: Its network.
+        inputs: Noised samples [B, ...], times [B], labels [B] or None.
+        guidance: Strength w.
+        asked: Taps, and where to stop.
+    """
+    x_t, t, _ = inputs
+    if role.info.guided:
+        told = guidance_told(role, x_t.new_full((x_t.shape[0],), guidance), x_t)
+        return cast("Prediction", role.wear(partial(forward, **told), *inputs, **asked))
+    found = cast("Prediction", role.wear(forward, *inputs, **asked))
+    if not guidance or found.value.shape != x_t.shape:
+        return found
+    return found.guided(role.wear(forward, x_t, t, None), guidance)
+
+
+def denoiser_of(  # noqa: PLR0913 - one way of running a network.
+    experiment: Experiment,
+    role: str,
+    ema: int | None,
+    labels: Tensor | None,
+    *,
+    taps: tuple[str, ...] = (),
+    stop_at: str | None = None,
 ) -> Denoise:
     """A role as a denoiser with fixed weights, in eval mode and full precision.
 
-    A prediction has a graph to the input, if that wants one, and none to the parameters.
+    A prediction has a graph to the input, if that wants one, and none to the parameters; it has
+    the guidance of `sample` inside, if that is the role that is sampled.
 
     Args:
         experiment: The run; its network is left as it is.
         role: Model role.
         ema: See `weights_of`.
         labels: Labels [B] of what it is called with.
+        taps: Features that predictions hold.
+        stop_at: Tap at which the network stops; predictions then hold nothing but features.
 
     Raises:
         UsageError: If the role is not a denoiser or has no such average.
@@ -190,6 +237,8 @@ def denoiser_of(
     found = weights_of(experiment, role, ema) or {}
     weights = {name: p.detach() for name, p in owner.module.named_parameters()} | found
     device = experiment.scene.compute.device
+    sample = experiment.recipe.sample
+    guidance = sample.guidance if sample is not None and sample.role == role else 0.0
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with evaluation_mode(owner.module):
@@ -197,7 +246,8 @@ def denoiser_of(
 
     def denoise(x_t: Tensor, t: Tensor) -> Prediction:
         y = None if labels is None else labels.to(device)
-        return cast("Prediction", owner.wear(forward, x_t.to(device), t.to(device), y))
+        inputs = (x_t.to(device), t.to(device), y)
+        return _predict(owner, forward, inputs, guidance, taps=taps, stop_at=stop_at)
 
     return denoise
 

@@ -64,7 +64,10 @@ class Evaluation(Protocol):
         """Where the run's networks are; a metric's own networks run best there."""
 
     def module(self, role: str) -> nn.Module:
-        """The network of a role, in eval mode, with the weights being evaluated."""
+        """The network of a role, in eval mode, with the weights being evaluated.
+
+        Its output has a graph to an input that requires a gradient, and none to the parameters.
+        """
 
     @property
     def schedule(self) -> NoiseSchedule | None:
@@ -74,7 +77,14 @@ class Evaluation(Protocol):
     def seeds(self) -> tuple[int, ...]:
         """Seed of each of `samples`."""
 
-    def denoiser(self, role: str | None = None, labels: Tensor | None = None) -> Denoise:
+    def denoiser(
+        self,
+        role: str | None = None,
+        labels: Tensor | None = None,
+        *,
+        taps: tuple[str, ...] = (),
+        stop_at: str | None = None,
+    ) -> Denoise:
         """A role as a denoiser with the weights being evaluated, in eval mode, in full precision.
 
         A prediction has a graph to an input that requires a gradient, and none to the parameters.
@@ -82,6 +92,8 @@ class Evaluation(Protocol):
         Args:
             role: Model role; the one that is sampled if None.
             labels: Labels [B] of what it is called with, for class-conditional networks.
+            taps: Features that predictions hold, by name.
+            stop_at: Tap at which the network stops; predictions then hold nothing but features.
         """
 
     def sampler(self, steps: int | None = None) -> Sampler:

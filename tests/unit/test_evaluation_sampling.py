@@ -78,6 +78,26 @@ def test_denoiser_has_a_graph_to_the_input_and_none_to_the_weights(experiment, e
         torch.testing.assert_close(role.wear(role.module, x_t, t).value, found.value)
 
 
+def test_denoiser_stops_at_a_tap_with_the_features_of_the_whole(experiment, evaluation):
+    """The features are those of a whole forward, and nothing behind the tap is run."""
+    tap = next(iter(experiment.scene.roles["student"].module.taps))
+    x, t = evaluation.clean[:3], torch.full((3,), 0.4)
+    whole = evaluation.denoiser(taps=(tap,))(x, t)
+    stopped = evaluation.denoiser(taps=(tap,), stop_at=tap)(x, t)
+    assert torch.equal(stopped.features[tap], whole.features[tap])
+    assert stopped.value.numel() == 0
+
+
+def test_module_has_a_graph_to_the_input_and_none_to_the_weights(experiment, evaluation):
+    """Gradients reach an input that wants them; without one there is no graph at all."""
+    x, t = evaluation.clean[:3].clone().requires_grad_(), torch.full((3,), 400.0)
+    module = evaluation.module("student")
+    (gradient,) = torch.autograd.grad(module(x, t, None).output.square().sum(), x)
+    assert bool(gradient.abs().sum() > 0)
+    assert not module(x.detach(), t, None).output.requires_grad
+    assert all(p.grad is None for p in experiment.scene.roles["student"].module.parameters())
+
+
 def test_with_samples_shares_what_was_read(evaluation):
     """Other samples, a folder below, the same clean data and memory."""
     other = evaluation.with_samples(torch.zeros(2, 3), "radius-1")
