@@ -24,13 +24,21 @@ from advdiff_core.testing.collecting import kind_of, law_of
 from advdiff_core.testing.findings import NotApplicable, shown, wrong
 from advdiff_core.testing.guess import number_inside
 from advdiff_core.testing.index import LAW_NAMES, SLOW
-from advdiff_core.testing.kinds.common import COMMON
+from advdiff_core.testing.kinds.common import COMMON, _same
 from advdiff_core.testing.law import Law, try_law
 from advdiff_core.testing.modules import LayerWatch
 from advdiff_core.testing.state import leaves, world_state
 from advdiff_core.testing.subject import Subject
 
 BACKBONE = Subject("backbone", "mlp", scan(), owner="advdiff-core")
+
+
+def test_nested_tables_in_arrays_may_come_back_with_their_defaults() -> None:
+    """As a table does; another number of entries, and another value, are no round trip."""
+    written = [{"use": "ddim", "eta": 0.0}, {"use": "heun", "rho": 7.0}]
+    assert _same(written, [{"use": "ddim"}, {"use": "heun"}])
+    assert not _same(written, [{"use": "ddim"}])
+    assert not _same([1, 2], [1, 3])
 
 
 def law(check, **witness) -> Law:

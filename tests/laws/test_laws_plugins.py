@@ -55,7 +55,6 @@ EXAMPLES = {
     ],
     "metric:subspace": [Example(settings={"components": 2}, best=SPAN)],
     "metric:smoothness": [{}, {"sampler": {"use": "heun"}, "steps": 3, "num": 10}],
-    "metric:few-steps": [{**QUALITY, "steps": [1, 3]}],
     "metric:equivariance-error": [
         {"steps": 2, "levels": [0.2, 0.8]},
         {"steps": 1, "levels": [0.5], "norm": "l2", "law": "fixed", "unit": "noise", "batch": 5},

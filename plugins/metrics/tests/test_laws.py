@@ -9,6 +9,7 @@ from advdiff_metrics.lite import LiteExtractor
 
 from advdiff_core.testing import Example, laws
 
+QUALITY = {"metric": {"use": "frechet"}}
 TIMM = {"features": "timm:test_vit", "unpublished": True, "size": 32}
 
 
@@ -37,6 +38,10 @@ EXAMPLES = {
     "metric:fd-lite": [Example(settings={"size": 32}, best={"fd_lite": 0.0})],
     "metric:fd:test_vit": [
         Example(settings={"random": True, "size": 32}, best={"fd_test_vit": 0.0}),
+    ],
+    "metric:few-steps": [
+        {**QUALITY, "steps": [1, 3]},
+        {**QUALITY, "steps": [2], "samplers": [{"use": "ddim"}, {"use": "heun"}], "num": 10},
     ],
     "metric:fid": [_inception({"batch": 5}, {"fid_unpublished": 0.0})],
     "metric:inception-score": [_inception({"splits": 2})],

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from advdiff_robustadv.metrics_equivariance import EquivarianceError
-from advdiff_robustadv.metrics_few_steps import FewSteps
 from advdiff_robustadv.metrics_smoothness import Smoothness, Walk
 from advdiff_robustadv.metrics_subspace import SubspaceDistance, psnr, recovery
 from attrs import evolve
@@ -24,7 +23,6 @@ from torch import Tensor
 
 from advdiff_core import ModelInfo, RecipeError, SeedDraws, Subspace
 from advdiff_core.samplers import Heun
-from advdiff_core.settings import setting, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from helpers_robustadv_paths import IMAGES, POINTS, SCHEDULE, Linear, World, build, spec_of
@@ -158,71 +156,6 @@ def test_smoothness_writes_its_profile_and_walks_batch_by_batch(tmp_path: Path) 
     torch.testing.assert_close(walks[0].numbers()["turning"][:4], walks[1].numbers()["turning"])
     assert found["smoothness_turning"] == pytest.approx(float(walks[0].numbers()["turning"].mean()))
     assert found["smoothness_turning"] > 1
-
-
-class _Spread:
-    """A judge: the samples' deviation, and their number."""
-
-    needs_samples = True
-
-    @settings
-    class Settings:
-        """Keys."""
-
-        needs: bool = setting(True, help="look at samples")
-
-    def __init__(self, settings: Any, build: Any) -> None:
-        self.needs_samples = settings.needs
-
-    def protocol(self) -> dict[str, str]:
-        """What it is."""
-        return {"what": "deviation"}
-
-    def compute(self, evaluation: Any) -> dict[str, float]:
-        """Two numbers."""
-        (evaluation.folder / "seen").write_text(str(len(evaluation.samples)))
-        return {"spread": float(evaluation.samples.std()), "count": float(len(evaluation.samples))}
-
-
-def few(**keys: Any) -> FewSteps:
-    """The curve of the judge."""
-    judge = spec_of("metric", _Spread, "judge", needs=keys.pop("needs", True))
-    return made(FewSteps, metric=judge, make=lambda s: s.component(s.settings, build()), **keys)
-
-
-def test_few_steps_gives_the_other_metrics_number_at_each(tmp_path: Path) -> None:
-    """The first number by default, of samples made in so many steps; a table over evaluations."""
-    world = World(tmp_path, Linear(1.0), points())
-    metric = few(steps=(2, 8))
-    found = metric.compute(world)
-    wanted = {
-        f"few_steps_spread_{n}": float(world.generate(world.sampler(n)).x0.std()) for n in (2, 8)
-    }
-    assert found == pytest.approx(wanted)
-    assert (tmp_path / "few-steps-judge.csv").read_text().splitlines() == [
-        "curve,NFE,value", *(f"spread,{n}.0,{found[f'few_steps_spread_{n}']}" for n in (2, 8)),
-    ]  # fmt: skip
-    assert (tmp_path / "few-steps-judge" / "2" / "seen").read_text() == "6"
-    assert metric.protocol()["metric"] == {"use": "judge", "what": "deviation"}
-
-
-def test_few_steps_takes_a_sampler_and_numbers_of_choice(tmp_path: Path) -> None:
-    """Heun spends 2n - 1 evaluations; two seeds were asked for."""
-    world = World(tmp_path, Linear(1.0), points())
-    metric = few(steps=(3,), sampler=spec_of("sampler", Heun), numbers=("count",), num=2)
-    assert metric.compute(world) == {"few_steps_count_3": 2.0}
-    assert ",5.0," in (tmp_path / "few-steps-judge.csv").read_text()
-
-
-def test_few_steps_refuses_what_has_no_curve(tmp_path: Path) -> None:
-    """No steps, a judge of networks alone, an unknown number, a sampler without steps."""
-    with pytest.raises(ValueError, match=r"steps: found \[\], wanted one or more, each once"):
-        few(steps=())
-    with pytest.raises(RecipeError, match="'judge' looks at no samples"):
-        few(needs=False)
-    world = World(tmp_path, Linear(1.0), points())
-    with pytest.raises(RecipeError, match="there is no number 'sharp'; there are spread, count"):
-        few(numbers=("sharp",)).compute(world)
 
 
 def errors(
