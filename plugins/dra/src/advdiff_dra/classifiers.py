@@ -1,6 +1,8 @@
-"""What the terms of classifiers check of a recipe, and the labels they read."""
+"""What the terms of classifiers check of a recipe, and the numbers they share."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from torch import Tensor
 from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.component import Build
 
-__all__ = ["check_classifier", "refuse", "targets"]
+__all__ = ["check_classifier", "classes", "divergence", "refuse", "targets"]
 
 
 def refuse(build: Build, key: str, message: str, fix: str) -> None:
@@ -21,7 +23,7 @@ def refuse(build: Build, key: str, message: str, fix: str) -> None:
     raise RecipeError([Fault(code="R10", key=where, message=message, fix=fix)])
 
 
-def check_classifier(build: Build, role: str, views: dict[str, str]) -> None:
+def check_classifier(build: Build, role: str, views: Mapping[str, str]) -> None:
     """Refuse data without labels, a role that is no classifier, and views that are no images.
 
     Args:
@@ -49,3 +51,15 @@ def targets(y: Tensor | None) -> Tensor:
     """Labels for `F.cross_entropy`: classes [B], or probabilities [B, K] of mixed samples."""
     assert y is not None, "checked against the dataset's description"
     return y if y.dim() == 2 else y.to(torch.int64)
+
+
+def classes(y: Tensor | None) -> Tensor:
+    """True classes [B]; of a mixed sample that of the larger part."""
+    found = targets(y)
+    return found.argmax(dim=1) if found.dim() == 2 else found
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) [B] of two softmax distributions, given as logits [B, K]."""
+    before, after = p.log_softmax(1), q.log_softmax(1)
+    return (before.exp() * (before - after)).sum(1)

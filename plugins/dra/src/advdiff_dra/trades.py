@@ -10,18 +10,18 @@ from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.query import Step
 from advdiff_core.settings import setting, settings
 from advdiff_core.step.queries import Logits
-from advdiff_dra.classifiers import check_classifier, targets
+from advdiff_dra.classifiers import check_classifier, divergence, targets
 
-__all__ = ["Trades", "divergence"]
+__all__ = ["Trades"]
 
 
 class Trades(LossTerm):
     """`CE_ls(f(x), y) + beta KL(p(x) || p(x_adv))` of a classifier.
 
-    Zhang et al. (2019), eq. 5, with both predictions in the gradient, as in the released code and
-    in Gowal et al. (2020), Rebuffi et al. (2021) and Wang et al. (2023). The attack is the
-    perturbation of `view`; at its end the divergence is what it made grow, so that view is
-    `attack` with `objective = "kl"`. The clean logits are computed once for both.
+    Zhang et al. (2019), eq. 5, with gradients into both predictions, as in the released code and in
+    Gowal et al. (2020), Rebuffi et al. (2021) and Wang et al. (2023). What makes the adversarial
+    images is the perturbation of `view`: `attack` with `objective = "kl"`, which raises what this
+    term lowers and shares the clean logits with it. Its key `mode` tells the lineages apart.
     """
 
     @settings
@@ -44,7 +44,6 @@ class Trades(LossTerm):
     def __init__(self, settings: Settings, build: Build) -> None:
         super().__init__(settings, build)
         check_classifier(build, settings.role, {"view": settings.view, "clean": settings.clean})
-        # Clean first, as in the reference: batch norms see the batches in this order.
         self.natural = Logits(settings.role, settings.clean)
         self.attacked = Logits(settings.role, settings.view)
         self.needs = (self.natural, self.attacked)
@@ -52,13 +51,8 @@ class Trades(LossTerm):
     def forward(self, step: Step) -> Tensor:
         """The loss of each sample [B]."""
         clean, adversarial = step.get(self.natural), step.get(self.attacked)
+        smoothing = self.settings.label_smoothing
         natural = F.cross_entropy(
-            clean, targets(step.y), reduction="none", label_smoothing=self.settings.label_smoothing
+            clean, targets(step.y), reduction="none", label_smoothing=smoothing
         )
         return natural + self.settings.beta * divergence(clean, adversarial)
-
-
-def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) [B] of two softmax distributions, given as logits [B, K]."""
-    before, after = p.log_softmax(1), q.log_softmax(1)
-    return (before.exp() * (before - after)).sum(1)
