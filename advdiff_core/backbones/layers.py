@@ -30,9 +30,11 @@ class Condition(nn.Module):
         c_noise: Range of the noise-level input.
         classes: Number of classes K; 0 ignores labels.
         label_dropout: Share of labels dropped in training.
+        guided: Whether the strength of guidance is embedded too, as 1000 w with the same features
+            (Luo et al. 2023, latent consistency models), through a layer that starts at zero.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a network may be told.
         self,
         width: int,
         *,
@@ -40,6 +42,7 @@ class Condition(nn.Module):
         c_noise: tuple[float, float],
         classes: int = 0,
         label_dropout: float = 0.0,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         self.features = features
@@ -50,25 +53,37 @@ class Condition(nn.Module):
         self.hidden = nn.Linear(features, width)
         self.out = nn.Linear(width, width)
         self.label_embedding = nn.Embedding(classes + 1, width) if classes else None
+        self.guidance = zeroed(nn.Linear(features, width, bias=False)) if guided else None
 
     @property
     def drops_labels(self) -> bool:
         """True if a forward in train mode draws which labels to drop."""
         return self.classes > 0 and self.label_dropout > 0
 
-    def forward(self, c_noise: Tensor | None, labels: Tensor | None, like: Tensor) -> Tensor:
+    def forward(
+        self,
+        c_noise: Tensor | None,
+        labels: Tensor | None,
+        like: Tensor,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """Embedding [B, width].
 
         Args:
             c_noise: Noise-level input [B]; None gives the embedding of its lowest value.
             labels: Labels [B], int64, or None.
             like: Input of the network [B, ...]; gives batch size, dtype and device.
+            guidance: Strength of guidance [B], for networks that are told; None is 0.
         """
         level = like.new_full((like.shape[0],), self.low) if c_noise is None else c_noise
         features = sinusoidal((at_least_fp32(level) - self.low) * self.scale, self.features)
         hidden = F.silu(self.hidden(features.to(self.hidden.weight.dtype)))
         if self.label_embedding is not None:
             hidden = hidden + self.label_embedding(self._classes(labels, like))
+        if self.guidance is not None:
+            strength = torch.zeros_like(level) if guidance is None else guidance
+            features = sinusoidal(1000.0 * at_least_fp32(strength), self.features)
+            hidden = hidden + self.guidance(features.to(hidden.dtype))
         return F.silu(self.out(hidden))
 
     def _classes(self, labels: Tensor | None, like: Tensor) -> Tensor:

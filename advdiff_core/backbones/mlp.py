@@ -68,6 +68,7 @@ class MLP(Backbone):
         label_dropout: float = setting(
             0.0, help="share of labels replaced by `no label` in training", ge=0, le=1
         )
+        guided: bool = setting(False, help="embed the strength of guidance it is to have inside")
 
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
@@ -80,7 +81,10 @@ class MLP(Backbone):
             c_noise=build.c_noise,
             classes=classes,
             label_dropout=settings.label_dropout,
+            guided=settings.guided,
         )
+        self.classes, self.guided = classes, settings.guided
+        self.added = ("condition.guidance.weight",) if settings.guided else ()
         self.linear_in = nn.Linear(dims * (1 + 2 * settings.fourier), width)
         self.blocks = nn.ModuleList(
             Block(width, width, dropout=settings.dropout) for _ in range(settings.blocks)
@@ -99,7 +103,7 @@ class MLP(Backbone):
         """Output of every block, in forward order."""
         return {name: TapInfo(width=self.settings.width) for name in self._names}
 
-    def forward(
+    def forward(  # noqa: PLR0913 - one forward of a network.
         self,
         x: Tensor,
         c_noise: Tensor | None = None,
@@ -107,11 +111,12 @@ class MLP(Backbone):
         *,
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
+        guidance: Tensor | None = None,
     ) -> BackboneOutput:
         """Run the network on points `x` [B, D]; see `Backbone.forward`. Output in fp32."""
         wanted = taps if stop_at is None else (*taps, stop_at)
         check_taps(wanted, self._names, self.build.path)
-        embedding = self.condition(c_noise, labels, x)
+        embedding = self.condition(c_noise, labels, x, guidance)
         h = self.linear_in(self._coordinates(x))
         features: dict[str, Tensor] = {}
         for name, block in zip(self._names, self.blocks, strict=True):

@@ -136,6 +136,7 @@ class UNet(Backbone):
         label_dropout: float = setting(
             0.0, help="share of labels replaced by `no label` in training", ge=0, le=1
         )
+        guided: bool = setting(False, help="embed the strength of guidance it is to have inside")
         checkpoint_blocks: bool = setting(
             False, help="recompute each block in the backward: less memory, a third more time"
         )
@@ -152,7 +153,10 @@ class UNet(Backbone):
             c_noise=build.c_noise,
             classes=classes,
             label_dropout=settings.label_dropout,
+            guided=settings.guided,
         )
+        self.classes, self.guided = classes, settings.guided
+        self.added = ("condition.guidance.weight",) if settings.guided else ()
         self.conv_in = nn.Conv2d(colours, channels[0], 3, padding=1)
         shapes = block_shapes((size[0], size[1]), channels, settings.blocks)
         self.blocks = nn.ModuleList(Block(shape, width, settings) for shape in shapes)
@@ -172,7 +176,7 @@ class UNet(Backbone):
         """Output of every block, in forward order."""
         return {s.name: TapInfo(width=s.outer, size=s.size) for s in self._shapes}
 
-    def forward(
+    def forward(  # noqa: PLR0913 - one forward of a network.
         self,
         x: Tensor,
         c_noise: Tensor | None = None,
@@ -180,11 +184,12 @@ class UNet(Backbone):
         *,
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
+        guidance: Tensor | None = None,
     ) -> BackboneOutput:
         """Run the network on images `x` [B, C, H, W]; see `Backbone.forward`. Output in fp32."""
         wanted = taps if stop_at is None else (*taps, stop_at)
         check_taps(wanted, tuple(s.name for s in self._shapes), self.build.path)
-        embedding = self.condition(c_noise, labels, x)
+        embedding = self.condition(c_noise, labels, x, guidance)
         h = self.conv_in(x)
         skips: list[Tensor] = []
         features: dict[str, Tensor] = {}

@@ -16,6 +16,7 @@ from advdiff_core.engine.importing.golden import check_golden, moved_domain
 from advdiff_core.engine.manifest import read_manifest
 from advdiff_core.engine.safe_read import read_bytes
 from advdiff_core.engine.tensor_file import load_tensors
+from advdiff_core.engine.weights import roles_in
 from advdiff_core.errors import DataError
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.recipe.recipe import plain
@@ -36,8 +37,9 @@ def load_init(
         module: The module.
         role: Its role.
         path: A run, a checkpoint or a folder of them: the first average of the same role, or its
-            raw weights where it has none. A folder of `advdiff import`: its golden forward is run
-            and compared. A safetensors file with the module's own names.
+            raw weights where it has none; a run of one role gives that one. A folder of
+            `advdiff import`: its golden forward is run and compared. A safetensors file with the
+            module's own names. Only what is `added` to a network may be missing.
         data: What its inputs are.
         key: Key of the recipe that names the path, if not `models.<role>.init`.
 
@@ -58,17 +60,20 @@ def load_init(
 
 
 def _from_run(module: nn.Module, role: str, path: Path, where: str) -> str:
+    roles = roles_in(path)
+    name = roles[0] if len(roles) == 1 else role
     try:
-        found = read_weights(path, role, ema=0)
+        found = read_weights(path, name, ema=0)
     except DataError:
-        found = read_weights(path, role)
-    _copy(dict(module.named_parameters()) | dict(module.named_buffers()), found.tensors, where)
+        found = read_weights(path, name)
+    state = dict(module.named_parameters()) | dict(module.named_buffers())
+    _copy(state, found.tensors, where, added=_added(module))
     return read_manifest(found.path).digest
 
 
 def _from_file(module: nn.Module, path: Path, where: str) -> str:
     data = read_bytes(path, limit=_MAX_FILE)
-    _copy(_saved(module), load_tensors(data, where=str(path)), where)
+    _copy(_saved(module), load_tensors(data, where=str(path)), where, added=_added(module))
     return hashlib.sha256(data).hexdigest()
 
 
@@ -76,7 +81,7 @@ def _from_import(
     module: nn.Module, path: Path, data: DataInfo | None, where: str
 ) -> dict[str, str]:
     imported = read_folder(path)
-    _copy(_saved(module), imported.tensors, where)
+    _copy(_saved(module), imported.tensors, where, added=_added(module))
     golden = _run_golden(module, imported, data, where)
     return {"kind": "import", "sha256": imported.sha256, "golden": golden}
 
@@ -109,10 +114,25 @@ def _saved(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.state_dict(keep_vars=True))
 
 
-def _copy(state: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Copy every tensor, cast to the module's data type; what only counts batches may be absent."""
+def _added(module: nn.Module) -> tuple[str, ...]:
+    """Tensors that start without effect and that the weights may lack."""
+    return module.added if isinstance(module, Backbone) else ()
+
+
+def _copy(
+    state: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    where: str,
+    *,
+    added: tuple[str, ...] = (),
+) -> None:
+    """Copy every tensor, cast to the module's data type.
+
+    What only counts batches may be absent, and what was added to the network.
+    """
     tensors = {n: t.to(state[n].dtype) if n in state else t for n, t in found.items()}
-    kept = {n: t for n, t in state.items() if n not in found and n.endswith(f".{_COUNTER}")}
+    spare = {n for n in state if n in added or n.endswith(f".{_COUNTER}")}
+    kept = {n: t for n, t in state.items() if n not in found and n in spare}
     match_state(state, {**tensors, **kept}, where=where)
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -14,7 +14,7 @@ from advdiff_core.engine.state_codec import decode
 from advdiff_core.engine.stored import read_state, read_tensors
 from advdiff_core.errors import DataError, nearest
 
-__all__ = ["Weights", "find_checkpoint", "read_weights"]
+__all__ = ["Weights", "find_checkpoint", "read_weights", "roles_in"]
 
 _SHOWN = 5
 
@@ -54,6 +54,20 @@ def find_checkpoint(path: Path | str) -> tuple[Path, tuple[tuple[Path, str], ...
         reasons = "; ".join(reason for _, reason in skipped[:_SHOWN]) or "there is none"
         raise DataError(f"no usable checkpoint: {reasons}", code="S02", where=str(path))
     return found, tuple(skipped)
+
+
+def roles_in(path: Path | str) -> tuple[str, ...]:
+    """Names of the roles whose weights a run or a checkpoint holds, sorted.
+
+    Args:
+        path: As for `read_weights`.
+
+    Raises:
+        DataError: As `load`.
+    """
+    found, _ = find_checkpoint(path)
+    tree = read_state(found, layout.read_manifest(found))["shared"]
+    return tuple(sorted(tree.get("models", {})))
 
 
 def read_weights(path: Path | str, role: str, *, ema: int | None = None) -> Weights:

@@ -44,6 +44,15 @@ class Backbone(ModuleComponent):
     #: Length of the vector `c_augment` [B, A] that `forward` takes by that keyword: what
     #: augmentations did to each sample, zeros or None for nothing. 0 for networks not told.
     augment_dim: int = 0
+    #: Classes whose labels change the output; 0 for networks that ignore them. Without labels such
+    #: a network is unconditional (classifier-free guidance, Ho & Salimans 2022).
+    classes: int = 0
+    #: True if `forward` takes `guidance` [B] by that keyword: the strength w of classifier-free
+    #: guidance that its output is to have inside, `cond + w (cond - uncond)`; None is w = 0.
+    guided: bool = False
+    #: Tensors that initial weights may lack: parts added to a network that was trained without
+    #: them, which start at values that change nothing.
+    added: tuple[str, ...] = ()
     #: True if gradients of gradients work in every layer (fused attention breaks them).
     supports_double_backward: bool = True
 

@@ -71,8 +71,12 @@ class Network(Protocol):
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
         through: bool = False,
+        guidance: Tensor | None = None,
     ) -> Prediction:
-        """Prediction of a denoiser at `x_t` [B, ...] and times `t` [B]."""
+        """Prediction of a denoiser at `x_t` [B, ...] and times `t` [B].
+
+        `guidance` [B] tells a network that is `guided` the strength that it is to have inside.
+        """
 
     def classify(
         self,

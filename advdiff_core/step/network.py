@@ -12,6 +12,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.backbone import BackboneOutput
 from advdiff_core.step.denoiser import full_features, precise
 from advdiff_core.step.scene import Role, parameters_frozen, statistics_kept
@@ -20,7 +21,7 @@ from advdiff_core.types import Cost, Prediction
 if TYPE_CHECKING:
     from advdiff_core.step.step import TrainStep
 
-__all__ = ["RoleNetwork"]
+__all__ = ["RoleNetwork", "guidance_told"]
 
 
 @frozen
@@ -54,12 +55,17 @@ class RoleNetwork:
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
         through: bool = False,
+        guidance: Tensor | None = None,
     ) -> Prediction:
-        """Prediction of a denoiser; see `Network.denoise`."""
+        """Prediction of a denoiser; see `Network.denoise`.
+
+        Raises:
+            ContractError: If a network that cannot be told is to have guidance inside.
+        """
         mode = self._mode((x_t,), through=through)
 
         def forward(*args: Any, **kwargs: Any) -> BackboneOutput:
-            told = self._told(x_t)
+            told = self._told(x_t, guidance)
             output: BackboneOutput = self._counted(mode, *args, **told, **kwargs)
             return output
 
@@ -68,12 +74,13 @@ class RoleNetwork:
             found: Prediction = self.role.wear(forward, x_t, t, labels, taps=taps, stop_at=stop_at)
         return found
 
-    def _told(self, x_t: Tensor) -> dict[str, Tensor]:
-        """What the network is told of augmentations, where it listens."""
+    def _told(self, x_t: Tensor, guidance: Tensor | None) -> dict[str, Tensor]:
+        """What the network is told of augmentations and guidance, where it listens."""
+        told = {} if guidance is None else guidance_told(self.role, guidance, x_t)
         found = self.step.c_augment
-        if found is None or not self.role.augment_dim:
-            return {}
-        return {"c_augment": found.to(x_t.dtype)}
+        if found is not None and self.role.augment_dim:
+            told["c_augment"] = found.to(x_t.dtype)
+        return told
 
     def classify(
         self,
@@ -159,6 +166,19 @@ class RoleNetwork:
                 return role.call(*args, **kwargs)
 
         return call
+
+
+def guidance_told(role: Role, guidance: Tensor, x_t: Tensor) -> dict[str, Tensor]:
+    """Arguments that tell a network the strength of guidance [B] for inputs `x_t` [B, ...].
+
+    Raises:
+        ContractError: If the network is not made to be told.
+    """
+    if not role.info.guided:
+        message = f"model {role.name!r} cannot be told the strength of guidance"
+        fix = "give it a network that can, by `guided = true`"
+        raise ContractError(message, where=f"models.{role.name}", fix=fix)
+    return {"guidance": guidance.to(x_t.dtype)}
 
 
 def _backward_counter(role: Role, step: TrainStep) -> Callable[[Tensor], None]:

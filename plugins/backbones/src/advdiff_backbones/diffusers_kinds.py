@@ -23,12 +23,14 @@ class Conditions:
         labels: Class labels [B], int64, with the number of "no label" for those without.
         prompts: Prompt embeddings [B, N, D], for networks that read text.
         pooled: Pooled prompt embeddings [B, D], for SD3.
+        guidance: Features of the strength of guidance [B, D], for networks that are told.
     """
 
     timestep: Tensor
     labels: Tensor
     prompts: Tensor | None = None
     pooled: Tensor | None = None
+    guidance: Tensor | None = None
 
 
 @frozen(kw_only=True)
@@ -45,6 +47,8 @@ class Kind:
         label_key: Key of its config that counts labels; "" if it knows none.
         null_inside: True if the class adds the entry for "no label" itself.
         text: True if it reads prompt embeddings.
+        tells: Key of its config that counts the features of the strength of guidance; "" if its
+            forward takes none.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Kind:
     label_key: str = ""
     null_inside: bool = False
     text: bool = False
+    tells: str = ""
 
 
 def _unet_defaults(data: DataInfo) -> dict[str, Any]:
@@ -78,7 +83,10 @@ def _unet(net: Any, x: Tensor, told: Conditions) -> Tensor:
 
 def _text_unet(net: Any, x: Tensor, told: Conditions) -> Tensor:
     labels = told.labels if net.config.num_class_embeds else None
-    out: Tensor = net(x, told.timestep, told.prompts, class_labels=labels, return_dict=False)[0]
+    out: Tensor = net(
+        x, told.timestep, told.prompts, class_labels=labels, timestep_cond=told.guidance,
+        return_dict=False,
+    )[0]  # fmt: skip
     return out
 
 
@@ -106,7 +114,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         Kind(
             name="UNet2DConditionModel", timesteps=(0.0, 999.0), defaults=_unet_defaults,
-            call=_text_unet, blocks=_UNET_BLOCKS, text=True,
+            call=_text_unet, blocks=_UNET_BLOCKS, text=True, tells="time_cond_proj_dim",
         ),
         Kind(
             name="DiTTransformer2DModel", timesteps=(0.0, 999.0), defaults=_transformer_defaults,

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advdiff_backbones.classifier import image_shape, refusal
+from advdiff_backbones.diffusers_guidance import add_guidance, guidance_features
 from advdiff_backbones.diffusers_kinds import ALIASES, KINDS, Conditions, Kind
 from advdiff_backbones.diffusers_load import load_net
 from advdiff_backbones.hooked_taps import HookedTaps, Pick, Stopped, first_tensor
@@ -77,6 +78,10 @@ class DiffusersFamily(Backbone):
             None, help="safetensors with `prompts` [K + 1, N, D] (and `pooled`); none: learned"
         )
         tokens: int = setting(1, help="tokens of a learned prompt", ge=1)
+        guided: bool = setting(
+            False, help="tell the strength of guidance, as LCM does; a network that has it anyway "
+            "(time_cond_proj_dim) is told",
+        )  # fmt: skip
         lora: Lora | None = setting(None, help="adapters that are trained in place of the network")
         extra_taps: tuple[str, ...] = setting((), help="paths of further modules to tap")
         attention_kernel: str = setting(
@@ -109,6 +114,8 @@ class DiffusersFamily(Backbone):
         self._known = build.data.classes if settings.conditional else 0
         self.net = load_net(self.kind, settings, build)
         self._null = _null_label(self.kind, self.net, self._known, build)
+        self.classes = self._known
+        self.guided, self.added = add_guidance(self.kind, self.net, settings, build)
         self.prompts = Prompts(self.kind, self.net, self._known, settings, build)
         if settings.lora is not None:
             _add_lora(self.net, settings.lora, build)
@@ -130,7 +137,7 @@ class DiffusersFamily(Backbone):
         """Blocks and `extra_taps`, in forward order."""
         return dict(self._taps)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - one forward of a network.
         self,
         x: Tensor,
         c_noise: Tensor | None = None,
@@ -138,11 +145,12 @@ class DiffusersFamily(Backbone):
         *,
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
+        guidance: Tensor | None = None,
     ) -> BackboneOutput:
         """Run the network on images `x` [B, C, H, W]; see `Backbone.forward`. Output in fp32."""
         wanted = taps if stop_at is None else (*taps, stop_at)
         check_taps(wanted, tuple(self._taps), self.build.path)
-        told = self._told(x, c_noise, labels)
+        told = self._told(x, c_noise, labels, guidance)
         with self._catch.catching(taps, stop_at) as found, self._kernel():
             try:
                 out = self.kind.call(self.net, x, told)
@@ -158,16 +166,24 @@ class DiffusersFamily(Backbone):
         own = self.net.state_dict()
         return {f"net.{name}" if name in own else name: t for name, t in state.items()}
 
-    def _told(self, x: Tensor, c_noise: Tensor | None, labels: Tensor | None) -> Conditions:
+    def _told(
+        self,
+        x: Tensor,
+        c_noise: Tensor | None,
+        labels: Tensor | None,
+        guidance: Tensor | None = None,
+    ) -> Conditions:
         low, high = self.build.c_noise
         first, last = self.kind.timesteps
         slope = (last - first) / (high - low) if high > low else 0.0
         level = x.new_full((x.shape[0],), low) if c_noise is None else c_noise
         chosen = self._labels(labels, x)
         prompts, pooled = self.prompts(chosen)
+        strength = torch.zeros_like(level) if guidance is None else guidance
         return Conditions(
             timestep=first + slope * (level.float() - low), labels=chosen, prompts=prompts,
             pooled=pooled,
+            guidance=guidance_features(self.net, strength) if self.guided else None,
         )  # fmt: skip
 
     def _labels(self, labels: Tensor | None, x: Tensor) -> Tensor:
