@@ -118,13 +118,18 @@ class Plan:
     def _trace(self, query: Query[Any], needs: tuple[Query[Any], ...]) -> None:
         own = frozenset(query.forwards(self.setup))
         below = [self.value_roles[needed] for needed in needs]
-        self.value_roles[query] = own.union(*below)
+        self.value_roles[query] = own.union(self._leaders(own), *below)
         graph = [self.graph_roles[needed] for needed in needs]
         self.graph_roles[query] = frozenset() if query.detached else own.union(*graph)
         if isinstance(query, DrawnTimes) or self.timed.intersection(needs):
             self.timed.add(query)
         views = {query.name} if isinstance(query, View) else set()
         self.views[query] = frozenset(views).union(*(self.views[needed] for needed in needs))
+
+    def _leaders(self, roles: frozenset[str]) -> frozenset[str]:
+        """Roles that target networks follow: their weights move when those do."""
+        found = {self.setup.models[role].follows for role in roles if role in self.setup.models}
+        return frozenset(found - {""})
 
     def _find_demands(self) -> dict[Forward, Demand]:
         taps: dict[Forward, set[str]] = {q: set() for q in self.order if isinstance(q, Forward)}
