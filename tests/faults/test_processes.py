@@ -16,7 +16,11 @@ from advdiff_core.hooks.manager import Hooks
 from advdiff_core.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "players.toml"
-OVERRIDES = ("run.images=48", "models.student.dropout=0.0")
+OVERRIDES = (
+    "run.images=48",
+    "models.student.dropout=0.0",
+    'schedule.density.sampler={ use = "toy-doubling", weighted = true }',
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,9 @@ def test_two_processes_learn_what_one_process_learns(two, tmp_path):
     for role in ("student", "judge"):
         for name, tensor in b["models"][role].items():
             torch.testing.assert_close(a["models"][role][name], tensor, rtol=2e-4, atol=2e-6)
+    # The law of training times heard of every sample once, in both.
+    assert torch.equal(a["times"]["calls"], b["times"]["calls"])
+    torch.testing.assert_close(a["times"]["losses"], b["times"]["losses"], rtol=1e-5, atol=0)
     rows = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (two, one)]
     for name in (
         "loss/denoise",
