@@ -31,6 +31,7 @@ _PUBLIC = {
     "advdiff_core.interfaces.component": ("Build", "Component", "ModelInfo", "ViewInfo"),
     "advdiff_core.interfaces.dataset": ("Corruption", "Dataset"),
     "advdiff_core.interfaces.discriminator": ("Discriminator",),
+    "advdiff_core.interfaces.frozen_network": ("FrozenNetwork",),
     "advdiff_core.interfaces.loss_term": ("LossTerm",),
     "advdiff_core.interfaces.metric": ("Evaluation", "Metric"),
     "advdiff_core.interfaces.noise_schedule": ("NoiseSchedule",),

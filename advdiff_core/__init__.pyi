@@ -26,6 +26,7 @@ from advdiff_core.interfaces.component import ViewInfo as ViewInfo
 from advdiff_core.interfaces.dataset import Corruption as Corruption
 from advdiff_core.interfaces.dataset import Dataset as Dataset
 from advdiff_core.interfaces.discriminator import Discriminator as Discriminator
+from advdiff_core.interfaces.frozen_network import FrozenNetwork as FrozenNetwork
 from advdiff_core.interfaces.loss_term import LossTerm as LossTerm
 from advdiff_core.interfaces.metric import Evaluation as Evaluation
 from advdiff_core.interfaces.metric import Metric as Metric

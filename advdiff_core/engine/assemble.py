@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,6 +32,7 @@ from advdiff_core.interfaces.perturbation import Perturbation
 from advdiff_core.recipe import Recipe
 from advdiff_core.settings import Spec
 from advdiff_core.step.denoiser import Wear
+from advdiff_core.step.frozen import FrozenRole
 from advdiff_core.step.plan import Plan
 from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
 from advdiff_core.types import DataInfo
@@ -132,7 +133,7 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     recipe = maker.recipe
     owners = {role: name for name, player in recipe.players.items() for role in player.models}
-    for name, model in recipe.models.items():
+    for name, model in _in_order(recipe.models):
         owner = None if model.frozen else owners.get(name)
         wear = _wear(model, schedule)
         c_noise = _c_noise_range(wear, schedule) if wear else (0.0, 1000.0)
@@ -166,8 +167,22 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
             augment_dim=module.augment_dim if isinstance(module, Backbone) else 0,
         )
         models = {**maker.build.models, name: info}
-        maker.build = evolve(maker.build, models=models, c_noise=c_noise)
+        maker.build = evolve(maker.build, models=models, c_noise=c_noise, networks=_frozen(roles))
     return roles
+
+
+def _in_order(models: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Alignment targets last: they may run the others."""
+    return sorted(models.items(), key=lambda item: item[1].kind == "alignment_target")
+
+
+def _frozen(roles: Mapping[str, Role]) -> dict[str, FrozenRole]:
+    """Backbones whose weights never change."""
+    return {
+        name: FrozenRole(role)
+        for name, role in roles.items()
+        if role.info.kind == "backbone" and role.info.frozen and not role.info.follows
+    }
 
 
 def _check_guidance(recipe: Recipe, roles: dict[str, Role]) -> None:

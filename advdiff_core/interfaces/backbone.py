@@ -84,6 +84,29 @@ class Backbone(ModuleComponent):
             Output [B, ...] and the tapped features.
         """
 
+    def modulated(
+        self, tap: str, features: Tensor, c_noise: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        """Features at a tap as the layer after it reads them, where an adaptive norm comes first.
+
+        Transformers of the DiT kind scale and shift normalised features by what they know of noise
+        level and label before each block. Override it for such a network.
+
+        Args:
+            tap: Name of the tap.
+            features: What `forward` returned for it [B, ...], or that with changes.
+            c_noise: Noise-level input [B].
+            labels: Class labels [B], or None.
+
+        Raises:
+            ContractError: R10 if no adaptive norm reads this tap.
+        """
+        del features, c_noise, labels
+        raise ContractError(
+            f"no adaptive norm reads the tap {tap!r}", code="R10", where=self.build.path,
+            fix="ask for the features as they are",
+        )  # fmt: skip
+
     def translate(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights of other programs under this network's names; `advdiff import` asks for it.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 
+from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.settings import settings as settings_class
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from advdiff_core.interfaces.frozen_network import FrozenNetwork
     from advdiff_core.interfaces.noise_schedule import NoiseSchedule
     from advdiff_core.interfaces.time_sampler import TimeSampler
     from advdiff_core.settings import Spec
@@ -82,6 +84,7 @@ class Build:
         schedule: The noise schedule; None in recipes without one.
         times: What draws the training times, where the recipe names one.
         models: Model roles by name.
+        networks: Networks of frozen roles, by role; see `network`.
         views: Views by name, the roots "clean" and "image" included.
         c_noise: Range of the noise-level input that the models will see.
         make: Builds a nested component from its `Spec`.
@@ -95,6 +98,7 @@ class Build:
     schedule: NoiseSchedule | None = None
     times: TimeSampler | None = None
     models: Mapping[str, ModelInfo] = field(factory=dict)
+    networks: Mapping[str, FrozenNetwork] = field(factory=dict)
     views: Mapping[str, ViewInfo] = field(factory=dict)
     c_noise: tuple[float, float] = (0.0, 1000.0)
     make: Callable[[Spec], Component] | None = None
@@ -112,6 +116,25 @@ class Build:
         """Build a component nested in the settings, for example an attack inside a perturbation."""
         assert self.make is not None, "this Build cannot make components"
         return self.make(spec)
+
+    def network(self, role: str, *, key: str) -> FrozenNetwork:
+        """The network of a frozen backbone of the recipe, for components that run it themselves.
+
+        Args:
+            role: Its role.
+            key: Key of the component's table that names it, for messages.
+
+        Raises:
+            RecipeError: R10 if the role is trained, or is no backbone.
+        """
+        if role in self.networks:
+            return self.networks[role]
+        known = self.models.get(role)
+        is_backbone = known is not None and known.kind == "backbone"
+        what = "is trained" if is_backbone else "is no backbone of this recipe"
+        fix = f"write frozen = true in models.{role}, or name a frozen backbone"
+        fault = Fault(code="R10", key=f"{self.path}.{key}", message=f"{role!r} {what}", fix=fix)
+        raise RecipeError([fault])
 
     def weights(self, network: nn.Module, path: Path, *, key: str, role: str = "student") -> None:
         """Give a nested network, on the CPU, weights that are stored, as `init` does to a role.

@@ -73,12 +73,13 @@ def _likely_first(name: str, usual: str) -> list[str]:
 
 
 def _models(
-    subject: Subject, world: World, *, parametrization: str, flat: bool
+    subject: Subject, world: World, *, parametrization: str, flat: bool, frozen: bool
 ) -> dict[str, Model]:
     made = {
         name: _model(name, kind, subject.words, world, parametrization, flat)
         for name, kind in world.roles.items()
     }
+    made = {name: evolve(model, frozen=frozen or model.frozen) for name, model in made.items()}
     return {**made, **subject.example.models}
 
 
@@ -105,9 +106,10 @@ def stage_of(  # noqa: PLR0913 - the parts of a recipe that vary.
     schedule: str = "vp-linear",
     seed: int = 0,
     flat: bool = False,
+    frozen: bool = False,
 ) -> Stage:
-    """A stage with the world's roles and these views."""
-    models = _models(subject, world, parametrization=parametrization, flat=flat)
+    """A stage with these views and the world's roles, `frozen` or as their names say."""
+    models = _models(subject, world, parametrization=parametrization, flat=flat, frozen=frozen)
     return build_stage(
         data=world.data, models=models, views={**subject.example.views, **views},
         schedule=bench.schedule(schedule), seed=seed,

@@ -32,6 +32,7 @@ from advdiff_core.interfaces.perturbation import Perturbation
 from advdiff_core.schedules import VPLinear
 from advdiff_core.settings import Spec
 from advdiff_core.step.denoiser import Wear
+from advdiff_core.step.frozen import FrozenRole
 from advdiff_core.step.plan import Phase, Plan, rehearse
 from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
 from advdiff_core.step.step import Place, TrainStep
@@ -171,8 +172,13 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
     build = Build(seed=seed, data=data, make=_nested)
     known = schedule if schedule is not None else VPLinear(VPLinear.Settings(), build)
     build = evolve(build, schedule=known, c_noise=known.c_noise_range())
-    roles = {name: _role(name, model, build, known) for name, model in models.items()}
-    build = evolve(build, models={name: role.info for name, role in roles.items()})
+    roles: dict[str, Role] = {}
+    # Targets last, as in a run: they may run the others.
+    for name, model in sorted(models.items(), key=lambda one: one[1].kind == "alignment_target"):
+        roles[name] = _role(name, model, build, known)
+        build = evolve(build, models={n: role.info for n, role in roles.items()})
+        if model.frozen and model.kind == "backbone":
+            build = evolve(build, networks={**build.networks, name: FrozenRole(roles[name])})
     declared = {name: ViewDecl(name) for name in ROOTS}
     infos = {name: ViewInfo(base=None, root=name) for name in ROOTS}
     for name, view in (views or {}).items():

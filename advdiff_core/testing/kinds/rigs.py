@@ -13,10 +13,10 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from advdiff_core.draws import BLOCK
+from advdiff_core.errors import RecipeError
 from advdiff_core.interfaces.component import Build, ModelInfo, ViewInfo
 from advdiff_core.interfaces.sampler import Sampler
 from advdiff_core.testing import bench, casts
-from advdiff_core.errors import RecipeError
 from advdiff_core.testing.bench import SCHEDULES, World
 from advdiff_core.testing.evaluation import BenchEvaluation
 from advdiff_core.testing.subject import Subject, references, worlds_or_skip
@@ -84,7 +84,22 @@ class DiscriminatorRig(Rig):
 
 
 class TargetRig(Rig):
-    """Alignment targets: run once."""
+    """Alignment targets: run once. Roles they name are small networks that nobody trains."""
+
+    def candidates(self, subject: Subject) -> Iterable[World]:
+        """Every kind that the roles it names may be of."""
+        roles = dict.fromkeys(references(subject.settings, "role"))
+        for world in subject.candidates():
+            for kind in ("denoiser", "classifier") if roles else ("",):
+                name = f"{world.name}/{kind}" if kind else world.name
+                yield evolve(world, name=name, roles=dict.fromkeys(roles, kind))
+
+    def told(self, subject: Subject, world: World, seed: int) -> Build:
+        """Data, schedule, and the networks of the roles it names."""
+        if not world.roles:
+            return super().told(subject, world, seed)
+        staged = casts.stage_of(subject, world, views={}, seed=seed, frozen=True)
+        return evolve(staged.build, path=self.path)
 
     def trial(self, subject: Subject, world: World) -> None:
         """One forward of a batch of two, without gradient, in eval mode."""
