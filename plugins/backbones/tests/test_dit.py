@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from advdiff_backbones.dit import DiT
 from advdiff_backbones.dit_blocks import RotaryEmbedding
 
-from advdiff_core.errors import RecipeError
+from advdiff_core.backbones.unet import UNet
+from advdiff_core.errors import ContractError, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.types import DataInfo
 
@@ -227,3 +228,27 @@ def test_settings_that_do_not_fit_are_refused_by_key(settings, key, message):
     fault = caught.value.faults[0]
     assert (fault.key, fault.message) == (f"{PATH}.{key}", message)
     assert fault.fix
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("tap", ["blocks.0", "blocks.1"])
+def test_modulated_features_are_what_the_next_layer_reads(norm, tap):
+    """Of the next block its attention, and the last linear layer after the last block."""
+    build = build_of(3, (8, 8), classes=4)
+    net = dit(build, width=16, depth=2, heads=2, conditional=True, norm=norm).double()
+    x, level, labels = normal(3, 3, 8, 8), torch.tensor([0.0, 500.0, 900.0]).double(), [0, 3, 1]
+    read: list[torch.Tensor] = []
+    reader = net.blocks[1].attn if tap == "blocks.0" else net.final_layer.linear
+    reader.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    found = net(x, level, torch.tensor(labels), taps=(tap,)).features[tap]
+    modulated = net.modulated(tap, found, level, torch.tensor(labels))
+    torch.testing.assert_close(modulated, read[0], rtol=1e-12, atol=1e-12)
+
+
+def test_networks_without_adaptive_norms_say_so():
+    """A U-Net has no norm after a tap that knows the noise level."""
+    build = Build(path=PATH, data=DataInfo(shape=(3, 8, 8), count=10))
+    net = UNet(UNet.Settings(), build)
+    with pytest.raises(ContractError, match=r"no adaptive norm reads the tap 'mid\.0'") as caught:
+        net.modulated("mid.0", normal(1, 64, 2, 2), None, None)
+    assert (caught.value.where, caught.value.fix) == (PATH, "ask for the features as they are")

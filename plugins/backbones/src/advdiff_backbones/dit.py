@@ -152,6 +152,19 @@ class DiT(Backbone):
                 return BackboneOutput(None, trail.features)
         return self._output(self.final_layer(h, embedding), trail.features)
 
+    def modulated(
+        self, tap: str, features: Tensor, c_noise: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        """Tokens [B, N, D] at a tap as attention of the next block, or the last layer, reads them.
+
+        See `Backbone.modulated`.
+        """
+        check_taps((tap,), self._names, self.build.path)
+        embedding = self._embedding(features, c_noise, labels)
+        later: tuple[Any, ...] = (*self.blocks, self.final_layer)
+        found: Tensor = later[self._names.index(tap) + 1].modulated(features, embedding)
+        return found
+
     def _embedding(self, x: Tensor, c_noise: Tensor | None, labels: Tensor | None) -> Tensor:
         h: Tensor = self.t_embedder(noise_levels(self.settings, self.build, c_noise, x))
         if self.y_embedder is None:

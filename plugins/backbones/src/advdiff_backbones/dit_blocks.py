@@ -183,6 +183,11 @@ class Block(nn.Module):
         h = self.mlp(modulate(self.norm2(x), shift2, scale2))
         return torch.addcmul(x, gate2[:, None], self.dropout(h))
 
+    def modulated(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """What its attention reads [B, N, D] of `x` [B, N, D] and an embedding [B, D]."""
+        shift, scale = self.adaLN_modulation(embedding).chunk(6, dim=1)[:2]
+        return modulate(self.norm1(x), shift, scale)
+
 
 class PatchEmbedder(nn.Module):
     """Patches as tokens."""
@@ -236,6 +241,10 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Values [B, N, P] of tokens [B, N, D] and an embedding [B, D]."""
-        shift, scale = self.adaLN_modulation(embedding).chunk(2, dim=1)
-        out: Tensor = self.linear(modulate(self.norm_final(x), shift, scale))
+        out: Tensor = self.linear(self.modulated(x, embedding))
         return out
+
+    def modulated(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """What its linear layer reads [B, N, D] of `x` [B, N, D] and an embedding [B, D]."""
+        shift, scale = self.adaLN_modulation(embedding).chunk(2, dim=1)
+        return modulate(self.norm_final(x), shift, scale)
