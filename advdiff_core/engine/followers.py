@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from attrs import define
-from torch import nn
+from torch import Tensor, nn
 
 from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.time_sampler import TimeSampler
@@ -63,7 +63,8 @@ class Follower:
             levels: Noise levels in use now, of a law that refines a grid.
         """
         decay = self.decay(levels)
-        ours, theirs = list(self.module.parameters()), list(self.source.parameters())
+        ours: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(self.source.parameters())
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         for own, buffer in zip(self.module.buffers(), self.source.buffers(), strict=True):
             own.copy_(buffer)
@@ -75,5 +76,5 @@ class Follower:
         return float(self.rate ** (self.levels / levels))
 
 
-def _shape(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
