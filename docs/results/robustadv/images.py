@@ -26,7 +26,7 @@ SHORT = {"invariance": 8_000}
 #: All methods at 16 pixels and the noise of the paper's headline; a pair beside it.
 GRID, PAIR = "16-0.2", ("ddpm", "adversarial")
 INVARIANCE = {"terms.equivariance.use": "invariance"}
-#: Read as v: as eps, after so few images, DDIM's first steps leave samples of the plain model that are
+#: Read as v: as eps, after so few images, DDIM first leaves samples of the plain model that are
 #: noise alone, which would flatter everything compared with it.
 READ = {"models.student.parametrization": "v"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
