@@ -6,6 +6,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from advdiff_atdiff.consistency_checks import (
+    base_view,
+    require_average,
+    require_denoiser,
+    require_teacher,
+)
 from advdiff_atdiff.consistency_function import noise_ratio
 from advdiff_atdiff.consistency_grid import ConsistencyGrid
 from advdiff_atdiff.consistency_queries import (
@@ -51,7 +57,7 @@ class _Consistency(LossTerm):
         super().__init__(settings, build)
         grid = _grid(build)
         self._check(settings, build, grid)
-        base = _base(settings, build)
+        base = base_view(settings, build)
         self.distance = settings.build(build)
         moves, function = settings.moves, grid.function
         seen = base if moves == "target" else settings.view
@@ -84,20 +90,14 @@ class _Consistency(LossTerm):
         return loss / gap.to(loss.dtype)
 
     def _check(self, keys: Any, build: Build, grid: ConsistencyGrid) -> None:
-        _require_denoiser(build, "role", keys.role)
-        _require_denoiser(build, "target", keys.target)
-        model, target = build.models.get(keys.role), build.models.get(keys.target)
-        if model is None or target is None:
-            return
-        known = grid.settings.sigma_data
-        if model.parametrization == "edm" and model.sigma_data != known:
+        require_denoiser(build, "role", keys.role)
+        require_denoiser(build, "target", keys.target)
+        require_average(build, "target", keys.target, of=keys.role)
+        model, known = build.models.get(keys.role), grid.settings.sigma_data
+        if model is not None and model.parametrization == "edm" and model.sigma_data != known:
             message = f"model {keys.role!r} has sigma_data {model.sigma_data}, the grid has {known}"
             fix = f"write sigma_data = {model.sigma_data} in schedule.density.sampler"
             refuse(build, "role", message, fix)
-        if keys.target != keys.role and target.follows != keys.role:
-            message = f"model {keys.target!r} is no average of {keys.role!r}, nor that role itself"
-            fix = f'write follow = {{ role = "{keys.role}", rate = 0.95 }} in models.{keys.target}'
-            refuse(build, "target", message, f'{fix}, or target = "{keys.role}"')
 
 
 class ConsistencyTraining(_Consistency):
@@ -138,11 +138,7 @@ class ConsistencyDistillation(_Consistency):
 
     def _check(self, keys: Any, build: Build, grid: ConsistencyGrid) -> None:
         super()._check(keys, build, grid)
-        _require_denoiser(build, "teacher", keys.teacher)
-        model = build.models.get(keys.teacher)
-        if model is not None and (not model.frozen or model.follows):
-            message = f"model {keys.teacher!r} is trained, and a teacher has to stay as it is"
-            refuse(build, "teacher", message, f"write frozen = true in models.{keys.teacher}")
+        require_teacher(build, "teacher", keys.teacher)
 
 
 def _grid(build: Build) -> ConsistencyGrid:
@@ -157,33 +153,3 @@ def _grid(build: Build) -> ConsistencyGrid:
         refuse(build, "use", message, fix)
     assert isinstance(build.times, ConsistencyGrid)
     return build.times
-
-
-def _base(keys: Any, build: Build) -> str:
-    """The view below a perturbed one; the view itself where nothing moves it.
-
-    Raises:
-        RecipeError: R10 for a view of images, or if delta has nothing to move.
-    """
-    info = build.views.get(keys.view)
-    if info is None:
-        return str(keys.view)
-    if info.root != "clean":
-        message = f"{keys.view!r} is a view of images, which lie on no trajectory"
-        refuse(build, "view", message, "name the view clean, or one made from it")
-    if info.base is None and keys.moves != "student":
-        message = f"{keys.moves!r} is to move, and {keys.view!r} is no perturbed view"
-        refuse(build, "moves", message, 'name a view with from = "clean" and a perturbation')
-    return info.base or keys.view
-
-
-def _require_denoiser(build: Build, key: str, role: str) -> None:
-    """Refuse a role that predicts no noise.
-
-    Raises:
-        RecipeError: R10.
-    """
-    model = build.models.get(role)
-    if model is not None and (model.kind != "backbone" or model.parametrization == "none"):
-        message = f"model {role!r} is no denoiser"
-        refuse(build, key, message, "name a backbone with a parametrization")
