@@ -29,6 +29,11 @@ EXAMPLES: dict[str, Any] = {
         {"norm": "l1", "target": "fixed", "radius": "neighbours", "alpha": 0.01},
         {"term": {"use": "denoise", "space": "x0"}, "ascent": "frozen", "steps": 1, "alpha": 0.01},
     ],
+    # Any other factor leaves the path of a denoiser that is right, as it should.
+    "sampler:epsilon-scaling": [
+        {"sampler": {"use": "ddim"}, "scale": 1.0},
+        {"sampler": {"use": "ddpm"}, "scale": 1.0000001, "slope": 1e-9},
+    ],
 }
 
 test_atdiff_keeps_the_laws = laws("advdiff-atdiff", examples=EXAMPLES, witnesses=5)
