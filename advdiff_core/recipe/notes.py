@@ -76,6 +76,7 @@ def _split(path: str) -> list[str | int]:
 def _untrained(recipe: Recipe) -> Iterator[Problem]:
     trained = {role for player in recipe.players.values() for role in player.models}
     for role, model in recipe.models.items():
-        if role not in trained and model.kind == "backbone" and model.init is None:
+        follows = model.follow is not None
+        if role not in trained and model.kind == "backbone" and not follows and model.init is None:
             message = f"the model {role!r} is trained by no player and starts from random weights"
             yield _note(("models", role), message, "give it init = ..., or a player")
