@@ -147,6 +147,7 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
             width=module.width if isinstance(module, AlignmentTarget) else 0,
             classes=module.classes if isinstance(module, Backbone) else 0,
             guided=isinstance(module, Backbone) and module.guided,
+            learns_sigma=isinstance(module, Backbone) and module.learns_sigma,
             follows=model.follow.role if model.follow else "",
         )  # fmt: skip
         if model.init:
@@ -313,6 +314,9 @@ def _term(maker: Maker, name: str, scene: Scene) -> Term:
     declared = maker.recipe.terms[name]
     module = cast("LossTerm", maker.make(declared.spec))
     module.to(scene.compute.device)
+    if not declared.weight:
+        # It is only watched: nothing of it may reach an optimizer or a gradient's norm.
+        module.requires_grad_(False)
     return Term(
         name=name, module=module, weight=declared.weight, after=declared.after,
         until=declared.until, ramp=declared.ramp,

@@ -77,6 +77,27 @@ def test_an_attacked_view_with_weight_zero_changes_no_bit_of_the_student():
     assert torch.equal(weights(trained(recipe_from_dict(PLAIN))), weights(joined))
 
 
+def test_a_term_of_weight_zero_trains_nothing_of_its_own():
+    """A projection head that is only watched is in no optimizer, and in no norm that is clipped."""
+    player = {**PLAIN["players"]["student"], "clip": 0.05}
+    models = {"target": {"use": "toy-target", "kind": "alignment_target"}}
+    tables = {
+        "models": models,
+        "terms": {"align": {"use": "toy-align", "weight": 0.0}},
+        "players": {"student": {**player, "terms": ["denoise", "align"]}},
+    }
+    alone = trained(recipe_from_dict({**PLAIN, "players": {"student": player}}))
+    joined = trained(recipe_from_dict(with_tables(**tables)))
+    names = [name for name, _ in joined.experiment.players[0].parameters]
+    assert names == [name for name, _ in alone.experiment.players[0].parameters]
+    assert torch.equal(weights(alone), weights(joined))
+    tables["terms"]["align"]["weight"] = 1e-3
+    counted = trained(recipe_from_dict(with_tables(**tables)), steps=0)
+    assert any(
+        name.startswith("terms.align.") for name, _ in counted.experiment.players[0].parameters
+    )
+
+
 def test_order_of_tables_and_terms_changes_no_bit():
     """Tables and lists of terms are sets: their order is not part of a recipe."""
     forward = load_recipe(RECIPE).to_dict()
