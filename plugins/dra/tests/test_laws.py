@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from advdiff_core.testing import laws
 
-EXAMPLES: dict[str, list[object]] = {}
+EXAMPLES: dict[str, list[object]] = {
+    "alignment_target:diffusion-features": [
+        {"tap": "hidden"},
+        {"tap": "hidden", "level": "random", "noise": "fixed", "pooling": "none"},
+    ],
+    "alignment_target:encoder-features": [{"tap": "hidden"}],
+    "alignment_target:noisy-classifier-features": [{"tap": "hidden"}],
+    "loss_term:feature-alignment": [{"hidden": 16}, {"hidden": 16, "second": "target-random"}],
+}
 
 test_components_keep_the_laws = laws("advdiff-dra", examples=EXAMPLES, witnesses=5)
