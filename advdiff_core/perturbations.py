@@ -13,7 +13,7 @@ from advdiff_core.interfaces.attack import Attack, ScalarVictim, Victim
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.perturbation import Perturbation, Probe, SearchCost, scale_of
-from advdiff_core.interfaces.query import Query, Step
+from advdiff_core.interfaces.query import Mode, Query, Step
 from advdiff_core.interfaces.requirements import nested_term, refuse
 from advdiff_core.settings import Spec, setting, settings
 from advdiff_core.step.queries import EpsHat, Features, Logits, X0Hat
@@ -65,6 +65,11 @@ class AttackPerturbation(Perturbation):
             None, kind="loss_term", applies=("objective", ("term",)),
             help="loss term that grows; its own keys name the model, and the view that is moved",
         )  # fmt: skip
+        mode: Mode = setting(
+            "train",
+            help="how the model runs while it is attacked: train takes batch statistics and"
+            " dropout as training does, eval running statistics; neither moves the statistics",
+        )
         follows: bool = setting(
             True, help="on noised views: the target noise explains the moved input, too"
         )
@@ -89,6 +94,9 @@ class AttackPerturbation(Perturbation):
         if spec is None:
             refuse(self.build, "term", "nothing says which term", 'write term = { use = "..." }')
             return None
+        if self.settings.mode != "train":
+            message = "a term runs the model as training does"
+            refuse(self.build, "mode", message, 'write mode = "train"')
         return nested_term(self.build, spec)
 
     def needs(self, base: str) -> tuple[Query[Any], ...]:
@@ -152,12 +160,13 @@ class AttackPerturbation(Perturbation):
         return loss
 
     def _query(self, base: str) -> Query[Tensor]:
-        objective, role = self._objective(base), self.settings.role
+        objective, role, mode = self._objective(base), self.settings.role, self.settings.mode
         if objective in ON_IMAGES:
-            return Logits(role, base)
+            return Logits(role, base, mode=mode)
         if objective == "feature-gap":
-            return Features(role, base, self.settings.tap)
-        return X0Hat(role, base) if objective == "x0-gap" else EpsHat(role, base)
+            return Features(role, base, self.settings.tap, mode=mode)
+        predicted = X0Hat if objective == "x0-gap" else EpsHat
+        return predicted(role, base, mode=mode)
 
     def _objective(self, base: str) -> str:
         view = self.build.views.get(base)

@@ -167,6 +167,8 @@ class Turn:
     def _backward(self, step: TrainStep) -> Tensor:
         scale = 1.0 if self.player.moves else 1.0 / self.player.passes
         total: Tensor = torch.zeros((), device=self.scene.compute.device)
+        needs = self.player.phase(self.nimg).needs
+        step.prepare(needs)
         for term in self.player.terms:
             if not term.active(self.nimg):
                 continue
@@ -176,7 +178,6 @@ class Turn:
             loss = self.watch.weighted(term.module.needs, loss, weight, step)
             total = total + weight * scale * loss.sum() / self.batch
         total.backward()  # type: ignore[no-untyped-call]
-        needs = self.player.phase(self.nimg).needs
         reached = frozenset().union(*(step.plan.graph_roles[query] for query in needs))
         for role in self.player.roles:
             if role.name in reached:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from advdiff_core.interfaces.perturbation import Perturbation
     from advdiff_core.types import Prediction
 
-__all__ = ["Network", "Query", "Setup", "Step", "ViewSetup", "input_gradient"]
+__all__ = ["Mode", "Network", "Query", "Setup", "Step", "ViewSetup", "input_gradient"]
 
 T = TypeVar("T")
+
+#: How a network runs: as in training, or as in evaluation.
+Mode = Literal["train", "eval"]
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -133,8 +136,12 @@ class Step(Protocol):
             UndeclaredQueryError: If no term or query declared it in `needs`.
         """
 
-    def network(self, role: str) -> Network:
-        """The network of a role, for queries that run it themselves; calls are counted."""
+    def network(self, role: str, *, mode: Mode = "train") -> Network:
+        """The network of a role, for queries that run it themselves; calls are counted.
+
+        With mode "eval" it runs as evaluation does (running statistics, no dropout) and passes
+        gradients to its input alone; nothing in it changes.
+        """
 
     def rng(self, stream: str) -> Draws:
         """Random numbers keyed by (seed, step, stream): the same whatever else the recipe holds."""

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.backbone import BackboneOutput
+from advdiff_core.interfaces.query import Mode
 from advdiff_core.step.denoiser import full_features, precise
-from advdiff_core.step.scene import Role, parameters_frozen, statistics_kept
+from advdiff_core.step.scene import Role, eval_mode, parameters_frozen, statistics_kept
 from advdiff_core.types import Cost, Prediction
 
 if TYPE_CHECKING:
@@ -40,11 +41,18 @@ class _Mode:
 
 
 class RoleNetwork:
-    """See `advdiff_core.interfaces.query.Network`."""
+    """See `advdiff_core.interfaces.query.Network`.
 
-    def __init__(self, role: Role, step: TrainStep) -> None:
+    Args:
+        role: The role.
+        step: The step it runs in.
+        mode: How it runs; see `Step.network`.
+    """
+
+    def __init__(self, role: Role, step: TrainStep, mode: Mode = "train") -> None:
         self.role = role
         self.step = step
+        self.evaluates = mode == "eval"
 
     def denoise(  # noqa: PLR0913 - the protocol's signature.
         self,
@@ -118,7 +126,7 @@ class RoleNetwork:
         """Grad mode of one call: see the docstring of `Network`."""
         step, role = self.step, self.role
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        if step.probing:
+        if step.probing or self.evaluates:
             # Only gradients towards the input are built, and nothing in the network changes.
             return _Mode(graph=wanted, frozen=True, statistics=True)
         if role.name in step.own:
@@ -160,9 +168,10 @@ class RoleNetwork:
     def _frozen_call(self, *, statistics: bool) -> Callable[..., Any]:
         """The forward with its parameters frozen, also when a backward recomputes it."""
         role = self.role
+        mode = eval_mode if self.evaluates else nullcontext
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            with parameters_frozen([role.module], statistics=statistics):
+            with parameters_frozen([role.module], statistics=statistics), mode(role.module):
                 return role.call(*args, **kwargs)
 
         return call

@@ -77,6 +77,7 @@ class Plan:
         self.needs: dict[Query[Any], tuple[Query[Any], ...]] = {}
         #: The same with the probes of a view's search; in an order in which all can be computed.
         self.order: dict[Query[Any], tuple[Query[Any], ...]] = {}
+        self._ordered: dict[tuple[Query[Any], ...], tuple[Query[Any], ...]] = {}
         for phase in self.phases:
             for query in phase.needs:
                 self._visit(query, ())
@@ -99,6 +100,33 @@ class Plan:
             if view.perturbation is not None and view.perturbation.free
         )
         self.demands = self._find_demands()
+
+    def in_order(self, needs: tuple[Query[Any], ...]) -> tuple[Query[Any], ...]:
+        """What a phase with these needs computes, in an order that other terms do not change.
+
+        Batch norms see their batches in this order. Searches come before the forwards of training:
+        what they do not need of these they find as the last step left it.
+        """
+        if needs not in self._ordered:
+            self._ordered[needs] = tuple(sorted(self._below(needs), key=self._rank))
+        return self._ordered[needs]
+
+    def _below(self, needs: Iterable[Query[Any]]) -> set[Query[Any]]:
+        """The needs and what they need; but what a search needs is the view's own affair."""
+        found: set[Query[Any]] = set()
+        waiting = list(needs)
+        while waiting:
+            query = waiting.pop()
+            if query in found:
+                continue
+            found.add(query)
+            views = isinstance(query, View)
+            waiting += [n for n in self.needs[query] if isinstance(n, View) or not views]
+        return found
+
+    def _rank(self, query: Query[Any]) -> tuple[int, int, str]:
+        depth = len(self.views[query])
+        return (0 if not depth else 1 if isinstance(query, View) else 2), depth, repr(query)
 
     def _visit(self, query: Query[Any], path: tuple[Query[Any], ...]) -> None:
         if query in path:
@@ -238,7 +266,7 @@ class _Rehearsal:
 
     def run(self, phase: Phase) -> None:
         """One forward and backward pass of a player."""
-        for query in phase.needs:
+        for query in self.plan.in_order(phase.needs):
             self.compute(query)
         reached = frozenset().union(*(self.plan.graph_roles[query] for query in phase.needs))
         for role in phase.roles & reached:

@@ -10,7 +10,7 @@ from attrs import frozen
 from torch import Tensor
 
 from advdiff_core.errors import ContractError
-from advdiff_core.interfaces.query import Query, Setup, Step
+from advdiff_core.interfaces.query import Mode, Query, Setup, Step
 from advdiff_core.interfaces.time_sampler import Times
 from advdiff_core.math.densities import draw_times
 from advdiff_core.types import Noised, Prediction, expand
@@ -125,11 +125,14 @@ class Forward(Query[Prediction]):
         role: Model role.
         view: View whose input it gets.
         through: Let gradients pass through a frozen network to its input.
+        mode: "train" runs it as training does; "eval" as evaluation does, with running statistics
+            and no dropout, and with gradients towards its input alone.
     """
 
     role: str = "student"
     view: str = "clean"
     through: bool = False
+    mode: Mode = "train"
 
     def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
         """The view."""
@@ -144,7 +147,7 @@ class Forward(Query[Prediction]):
     def compute(self, step: Step) -> Prediction:
         """Run the network once."""
         noised = step.get(View(self.view))
-        network, demand = step.network(self.role), _train(step).demand(self)
+        network, demand = step.network(self.role, mode=self.mode), _train(step).demand(self)
         if noised.t is None or step.setup.models[self.role].parametrization == "none":
             return network.classify(
                 noised.x_t, taps=demand.taps, stop_at=demand.stop_at, through=self.through
@@ -162,6 +165,7 @@ class _OfForward(Query[Tensor]):
     role: str = "student"
     view: str = "clean"
     through: bool = False
+    mode: Mode = "train"
 
     def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
         """The forward."""
@@ -171,7 +175,7 @@ class _OfForward(Query[Tensor]):
     @property
     def forward(self) -> Forward:
         """The forward it is read from."""
-        return Forward(self.role, self.view, self.through)
+        return Forward(self.role, self.view, self.through, self.mode)
 
 
 @frozen
@@ -196,10 +200,11 @@ class X0Hat(_OfForward):
 class Logits(_OfForward):
     """Logits [B, K] of a classifier on a view; the default view is "image"."""
 
-    # All three again: attrs puts a redefined field last.
+    # All of them again: attrs puts a redefined field last.
     role: str = "student"
     view: str = "image"
     through: bool = False
+    mode: Mode = "train"
 
     def compute(self, step: Step) -> Tensor:
         """The raw output."""
@@ -215,21 +220,28 @@ class Features(Query[Tensor]):
         view: View whose input it gets.
         tap: Name of the tap.
         through: Let gradients pass through a frozen network to its input.
+        mode: As of `Forward`.
     """
 
     role: str
     view: str
     tap: str
     through: bool = False
+    mode: Mode = "train"
 
     def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
         """The forward the tap belongs to."""
         del setup
-        return (Forward(self.role, self.view, self.through),)
+        return (self.forward,)
+
+    @property
+    def forward(self) -> Forward:
+        """The forward it is read from."""
+        return Forward(self.role, self.view, self.through, self.mode)
 
     def compute(self, step: Step) -> Tensor:
         """Read the tap."""
-        return step.get(Forward(self.role, self.view, self.through)).features[self.tap]
+        return step.get(self.forward).features[self.tap]
 
 
 @frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +19,7 @@ from advdiff_core.interfaces.time_sampler import TimeSampler
 from advdiff_core.types import Cost, DataInfo
 
 __all__ = [
-    "ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "parameters_frozen",
+    "ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "eval_mode", "parameters_frozen",
     "statistics_kept",
 ]  # fmt: skip
 
@@ -163,8 +163,8 @@ def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> 
         statistics: Keep the running statistics of batch norms as they are, too.
     """
     parts = [_parts(module) for module in modules]
-    flags = [(p, p.requires_grad) for parameters, _ in parts for p in parameters]
-    norms = [part for _, found in parts for part in found] if statistics else []
+    flags = [(p, p.requires_grad) for found in parts for p in found.parameters]
+    norms = [part for found in parts for part in found.norms] if statistics else []
     tracking = [part for part in norms if part.training and part.track_running_stats]
     try:
         for parameter, _ in flags:
@@ -189,7 +189,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
     Args:
         module: The network.
     """
-    norms = [part for part in _parts(module)[1] if part.training and part.track_running_stats]
+    norms = [part for part in _parts(module).norms if part.training and part.track_running_stats]
     momenta = [part.momentum for part in norms]
     counts = [None if (n := part.num_batches_tracked) is None else n.clone() for part in norms]
     try:
@@ -203,15 +203,35 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
                 part.num_batches_tracked.copy_(count)
 
 
-#: Parameters and batch norms of networks, whose make-up is fixed for a run: walking a tree of
-#: modules in every step costs about a millisecond.
-_FOUND: WeakKeyDictionary[nn.Module, tuple[list[nn.Parameter], list[_NormBase]]] = (
-    WeakKeyDictionary()
-)
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Run the body with every part of a network in eval mode; restores the mode of each."""
+    training = [part for part in _parts(module).modules if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
-def _parts(module: nn.Module) -> tuple[list[nn.Parameter], list[_NormBase]]:
+class _Parts(NamedTuple):
+    """What a network is made of."""
+
+    parameters: list[nn.Parameter]
+    norms: list[_NormBase]
+    modules: list[nn.Module]
+
+
+#: Parts of networks, whose make-up is fixed for a run: walking a tree of modules in every step
+#: costs about a millisecond.
+_FOUND: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
+
+
+def _parts(module: nn.Module) -> _Parts:
     if module not in _FOUND:
-        norms = [part for part in module.modules() if isinstance(part, _NormBase)]
-        _FOUND[module] = (list(module.parameters()), norms)
+        modules = list(module.modules())
+        norms = [part for part in modules if isinstance(part, _NormBase)]
+        _FOUND[module] = _Parts(list(module.parameters()), norms, modules)
     return _FOUND[module]

@@ -11,7 +11,7 @@ from torch import Tensor
 from advdiff_core.draws import Draws, keyed_generator
 from advdiff_core.errors import UndeclaredQueryError
 from advdiff_core.interfaces.perturbation import scale_of
-from advdiff_core.interfaces.query import Query
+from advdiff_core.interfaces.query import Mode, Query
 from advdiff_core.math import norms
 from advdiff_core.step.network import RoleNetwork
 from advdiff_core.step.plan import Demand, Phase, Plan, survives
@@ -141,9 +141,9 @@ class TrainStep:
         fix = "list it in `probes`" if self.probing and not asker else "list it in `needs`"
         raise UndeclaredQueryError(message, code="P10", fix=fix)
 
-    def network(self, role: str) -> RoleNetwork:
-        """The counted network of a role."""
-        return RoleNetwork(self._role(role), self)
+    def network(self, role: str, *, mode: Mode = "train") -> RoleNetwork:
+        """The counted network of a role; see the `Step` protocol."""
+        return RoleNetwork(self._role(role), self, mode)
 
     def rng(self, stream: str) -> Draws:
         """Draws of a stream; the same numbers each time the stream is opened."""
@@ -188,6 +188,12 @@ class TrainStep:
         self.own = phase.roles
         self.later = frozenset().union(*(other.roles for other in later))
         self.upcoming = self.later if self.share else frozenset()
+
+    def prepare(self, needs: tuple[Query[Any], ...]) -> None:
+        """Compute what the terms of a pass will ask for, in the plan's order."""
+        for query in self.plan.in_order(needs):
+            if query not in self._memo:
+                self._compute(query)
 
     def leave(self, phase: Phase, *, last: bool) -> None:
         """End a backward pass of a player: forget or detach what it used up."""

@@ -209,6 +209,7 @@ def _role(name: str, model: Model, build: Build, schedule: NoiseSchedule) -> Rol
         width=module.width if isinstance(module, AlignmentTarget) else 0,
         classes=module.classes if isinstance(module, Backbone) else 0,
         guided=isinstance(module, Backbone) and module.guided,
+        learns_sigma=isinstance(module, Backbone) and module.learns_sigma,
     )
     wear = Wear(
         schedule=schedule, parametrization=model.parametrization, sigma_data=model.sigma_data
@@ -327,6 +328,7 @@ def _run_turn(
         parts: dict[str, list[Tensor]] = {name: [] for name in turn.terms}
         for step in steps:
             total = torch.zeros((), dtype=step.x0.dtype)
+            step.prepare(phase.needs)
             for name, term in turn.terms.items():
                 loss = term(step)
                 parts[name].append(loss.detach())

@@ -7,20 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.component import Build
+from advdiff_core.interfaces.requirements import refuse
 
 __all__ = ["check_classifier", "classes", "divergence", "refuse", "targets"]
-
-
-def refuse(build: Build, key: str, message: str, fix: str) -> None:
-    """Refuse a recipe whose parts do not fit.
-
-    Raises:
-        RecipeError: Always, R10.
-    """
-    where = f"{build.path}.{key}" if build.path else key
-    raise RecipeError([Fault(code="R10", key=where, message=message, fix=fix)])
 
 
 def check_classifier(build: Build, role: str, views: Mapping[str, str]) -> None:
