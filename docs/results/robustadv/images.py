@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, arguments
+from here import Lab, arguments, open_lab
 
 RECIPES = Path(__file__).parents[3] / "plugins/robustadv/src/advdiff_robustadv/recipes"
 #: Height and width of the images, and standard deviation of the noise on 90 % of them. The page has
@@ -85,7 +85,7 @@ def tuned(lab: Lab, given: Any, part: str, method: str) -> Path:
 def main() -> None:
     """Train and measure all that is not there yet."""
     given = arguments(__doc__, tuple(PARTS))
-    lab = Lab(given.out, given.data)
+    lab = open_lab(given)
     for part in given.parts or PARTS:
         found: dict[str, Any] = {}
         for method in (*METHODS, *TRIED) if part == GRID else PAIR:

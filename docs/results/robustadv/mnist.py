@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab import Lab, arguments
+from here import arguments, open_lab
 from sweeps import COMMON, METHODS, RECIPES
 
 #: Share of the images that are damaged, and standard deviation of the noise in [-1, 1].
@@ -23,7 +23,7 @@ IMAGES = 48_000
 def main() -> None:
     """Train and measure all that is not there yet."""
     given = arguments(__doc__)
-    lab = Lab(given.out, given.data)
+    lab = open_lab(given)
     found: dict[str, Any] = {}
     for level, (share, std) in LEVELS.items():
         damage = [{"use": "gaussian", "fraction": share, "std": std}] if std else []

@@ -8,14 +8,14 @@ Figures of the page come from the records and run folders; none is written by ha
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lab import RECORDS, arguments
-from pictures import curves, evaluation_of, fields, grid, samples_of, tradeoff
+from here import RECORDS, arguments
+from pages import find, provenance, record, spread, table
+from pictures import fields, tradeoff
+from plots import curves, evaluation_of, grid, samples_of
 
 HERE = Path(__file__).parents[1]
 PARTS = ("32-0.2", "16-0.2", "16-0.1", "16-clean")
@@ -26,53 +26,12 @@ DAMAGE = {
 }
 
 
-def record(name: str) -> Any:
-    """A record, or None if its script has not been run."""
-    path = RECORDS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def find(out: Path, name: str) -> Path:
-    """The run of that name."""
-    return sorted(out.glob(f"[0-9]*-{name}"))[-1]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """A Markdown table; numbers with four digits."""
-
-    def cell(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    return [*lines, *(f"| {' | '.join(map(cell, row))} |" for row in rows), ""]
-
-
-def provenance(run: Path, command: str, name: str) -> list[str]:
-    """How a run and the record of that name came about."""
-    newest = max(run.glob("checkpoints/*/"), key=lambda path: int(path.name))
-    facts = json.loads((newest / "state.json").read_text())["meta"]["provenance"]
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return [
-        f"`{command}`: commit {record('commits')[name]}, "
-        f"{facts['machine']} ({facts['cpu_capability']}), {facts['threads']} thread, "
-        f"{facts['device']}, other jobs beside it; torch {facts['torch']}, {facts['autocast']}; "
-        f"{last['nimg']:,} images in {last['seconds']:.0f} s for `{run.name.split('-', 1)[1]}`.",
-        "",
-    ]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, and the range over seeds if there are several."""
-    mean = f"{fmean(values):.4f}"
-    return f"{mean} ({min(values):.4f}-{max(values):.4f})" if len(values) > 1 else mean
-
-
 def vitro(out: Path) -> list[str]:
     """Experiment 1."""
-    found = record("vitro")
+    found = record(RECORDS, "vitro")
     lines = ["## 1. In vitro: an oblique plane", ""]
     lines += provenance(
-        find(out, "vitro-inlier-adversarial-7"), "docs/results/robustadv/vitro.py", "vitro"
+        RECORDS, find(out, "vitro-inlier-adversarial-7"), "docs/results/robustadv/vitro.py", "vitro"
     )
     lines += [
         "z = (x + y) / 2 on [-1, 1]^2, 20,000 points; lambda = 0.3, image units; DDIM, 100 steps,",
@@ -109,6 +68,7 @@ def images(out: Path) -> list[str]:
     """Experiment 2 on CIFAR-10."""
     lines = ["## 2. CIFAR-10, 90 % of the images damaged", ""]
     lines += provenance(
+        RECORDS,
         find(out, "cifar32-0.2-adversarial"),
         "docs/results/robustadv/images.py",
         f"images-{PARTS[0]}",
@@ -125,7 +85,7 @@ def images(out: Path) -> list[str]:
     ]
     rows = []
     for part in PARTS:
-        found = record(f"images-{part}")
+        found = record(RECORDS, f"images-{part}")
         if found is None:
             continue
         base = found["methods"]["ddpm"]["metrics"]["frechet_judge_pooled"]
@@ -154,7 +114,7 @@ def images(out: Path) -> list[str]:
         pictures[NAMES.get(method, method)] = samples_of(find(out, f"cifar32-0.2-{method}"))
     grid(pictures, HERE / "robustadv-cifar32.png")
     lines += ["![Samples at 32 pixels, sigma 0.2](robustadv-cifar32.png)", ""]
-    missing = [part for part in PARTS if record(f"images-{part}") is None]
+    missing = [part for part in PARTS if record(RECORDS, f"images-{part}") is None]
     if missing:
         told = "Written and not run for want of time on two cores (pixels-sigma): "
         lines += [f"{told}{', '.join(missing)}; `images.py` makes them.", ""]
@@ -163,10 +123,10 @@ def images(out: Path) -> list[str]:
 
 def digits(out: Path) -> list[str]:
     """Experiments 2 and 4 on digits."""
-    found = record("digits")
+    found = record(RECORDS, "digits")
     lines = ["## 3. Digits: every method, and which lambda to use", ""]
     lines += provenance(
-        find(out, "digits-0.4-adversarial"), "docs/results/robustadv/sweeps.py", "digits"
+        RECORDS, find(out, "digits-0.4-adversarial"), "docs/results/robustadv/sweeps.py", "digits"
     )
     lines += [
         "8x8 digits in [-1, 1], 90 % damaged. Frechet distance in pixels of 1,797 samples (DDIM,",
@@ -214,12 +174,15 @@ def digits(out: Path) -> list[str]:
 
 def probes(out: Path) -> list[str]:
     """Experiment 3."""
-    found = record("probes")
+    found = record(RECORDS, "probes")
     lines = ["## 4. Few steps, memorization, attacks on the path", ""]
     if found is None:
         return [*lines, "Written and not run for want of time; `probes.py` makes them.", ""]
     lines += provenance(
-        find(out, "digits-memory-adversarial"), "docs/results/robustadv/probes.py", "probes"
+        RECORDS,
+        find(out, "digits-memory-adversarial"),
+        "docs/results/robustadv/probes.py",
+        "probes",
     )
     lines += ["Models of clean digits, as above; memorization: models of 500 digits.", ""]
     panels: dict[str, dict[str, Any]] = {

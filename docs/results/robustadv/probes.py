@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab import Lab, arguments
+from here import arguments, open_lab
 from sweeps import COMMON, METHODS, RECIPES, run_of
 
 QUALITY = {"use": "frechet"}
@@ -33,7 +33,7 @@ NAMES = ("ddpm", "adversarial")
 def main() -> None:
     """Train and measure all that is not there yet."""
     given = arguments(__doc__)
-    lab = Lab(given.out, given.data)
+    lab = open_lab(given)
     found: dict[str, Any] = {}
     for name in NAMES:
         run = run_of(lab, "clean", name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, arguments
+from here import Lab, arguments, open_lab
 
 RECIPES = Path(__file__).parents[3] / "plugins/robustadv/src/advdiff_robustadv/recipes"
 #: Share of the digits that are damaged, and standard deviation of the noise.
@@ -50,7 +50,7 @@ def run_of(lab: Lab, level: str, name: str) -> Path:
 def main() -> None:
     """Train and measure all that is not there yet."""
     given = arguments(__doc__)
-    lab = Lab(given.out, given.data)
+    lab = open_lab(given)
     plan = [(level, name) for level in ("0.4", "clean") for name in METHODS]
     plan += [(level, name) for level in ("0.2", "all") for name in ("ddpm", "adversarial")]
     plan += [(level, name) for name in TRIED for level in ("0.4", "clean")]

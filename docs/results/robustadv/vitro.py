@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, arguments
+from here import arguments, open_lab
 
 RECIPES = Path(__file__).parents[3] / "plugins/robustadv/src/advdiff_robustadv/recipes"
 INLIER = [{"use": "gaussian", "std": 0.1, "direction": [1, 1, -2]}]
@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 def main() -> None:
     """Train and measure all that is not there yet."""
     given = arguments(__doc__)
-    lab = Lab(given.out, given.data)
+    lab = open_lab(given)
     found: dict[str, Any] = {}
     for seed in SEEDS:
         for damage, corrupt in DAMAGE.items():

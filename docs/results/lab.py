@@ -13,9 +13,6 @@ from typing import Any
 
 __all__ = ["Lab", "arguments", "commit", "toml"]
 
-#: Folder of the finished numbers, in git; runs themselves are not.
-RECORDS = Path(__file__).with_name("records")
-
 
 def toml(value: Any) -> str:
     """A value as TOML, in one line."""
@@ -39,10 +36,11 @@ class Lab:
     Args:
         out: Folder of the runs.
         data: Folder of the data sets' files and of weights; see the page.
+        records: Folder of the finished numbers, in git; runs themselves are not.
     """
 
-    def __init__(self, out: Path, data: Path | None) -> None:
-        self.out, self.data = out, data
+    def __init__(self, out: Path, data: Path | None, records: Path) -> None:
+        self.out, self.data, self.records = out, data, records
         out.mkdir(parents=True, exist_ok=True)
 
     def train(self, name: str, recipe: Path, keys: Mapping[str, Any]) -> Path:
@@ -77,11 +75,11 @@ class Lab:
 
     def record(self, name: str, found: Any) -> None:
         """Keep numbers for the page, and the commit that made them."""
-        RECORDS.mkdir(exist_ok=True)
-        commits = RECORDS / "commits.json"
+        self.records.mkdir(exist_ok=True)
+        commits = self.records / "commits.json"
         known = json.loads(commits.read_text()) if commits.exists() else {}
         known[name] = commit()
-        for path, content in ((RECORDS / f"{name}.json", found), (commits, known)):
+        for path, content in ((self.records / f"{name}.json", found), (commits, known)):
             path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     def _advdiff(self, *words: object) -> Any:
@@ -97,15 +95,20 @@ def _options(keys: Mapping[str, Any]) -> list[str]:
     return [word for key, value in keys.items() for word in ("-s", f"{key}={toml(value)}")]
 
 
-def arguments(text: str | None, more: Sequence[str] = ()) -> argparse.Namespace:
+def arguments(
+    text: str | None, more: Sequence[str] = (), paths: Mapping[str, str] | None = None
+) -> argparse.Namespace:
     """The options that the scripts share: `--out`, `--data`, and names that choose a part.
 
     Args:
         text: Description for `--help`.
         more: Parts that may be asked for; all if none is.
+        paths: Further options that name a folder, and their help.
     """
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--data", type=Path, help="folder with the data sets' files and weights")
+    for name, told in (paths or {}).items():
+        parser.add_argument(f"--{name}", type=Path, help=told)
     parser.add_argument("parts", nargs="*", choices=[*more, []], help="all if left out")
     return parser.parse_args()
