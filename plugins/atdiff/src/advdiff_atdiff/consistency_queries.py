@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advdiff_atdiff.consistency_function import ConsistencyFunction
 from advdiff_atdiff.consistency_grid import ConsistencyGrid
-from advdiff_core import Delta, Forward, Noised, NoiseSchedule, Query, Step, View, expand
+from advdiff_core import Forward, Noised, NoiseSchedule, Query, Step, View, expand
 from advdiff_core.interfaces.query import Network, Setup
 
 __all__ = [
@@ -204,9 +204,9 @@ class MovedConsistencyTarget(Query[Tensor]):
     probing: ClassVar[bool] = True
 
     def needs(self, setup: Setup) -> tuple[Query[Any], ...]:
-        """The point, the view it comes from, and delta."""
+        """The point, the view it comes from, and the one that has delta."""
         del setup
-        return (self.earlier, View(self.earlier.view), Delta(self.view))
+        return (self.earlier, View(self.earlier.view), View(self.view))
 
     def forwards(self, setup: Setup) -> Mapping[str, int]:
         """One forward."""
@@ -216,7 +216,9 @@ class MovedConsistencyTarget(Query[Tensor]):
     def compute(self, step: Step) -> Tensor:
         """Run the network at the moved point."""
         place, noised = step.get(self.earlier), step.get(View(self.earlier.view))
-        x = place.x + step.get(Delta(self.view)).to(place.x.dtype)
+        delta = step.get(View(self.view)).delta
+        assert delta is not None, "the view is perturbed"
+        x = place.x + delta.to(place.x.dtype)
         probe = step.at(self.earlier.view, place.x)
         prediction = probe.network(self.role).denoise(x, place.t, noised.y, through=True)
         return self.function(prediction, place.t)
