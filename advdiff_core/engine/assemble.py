@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from advdiff_core.engine.augment import Pipeline, check_roles
 from advdiff_core.engine.compute import choose_compute
+from advdiff_core.engine.displaced import Displacement
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.ema import Ema, EmaRule
 from advdiff_core.engine.feed import Feed
@@ -20,6 +22,7 @@ from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.parts import Maker, data_parts, make
 from advdiff_core.engine.players import Player, Term
 from advdiff_core.engine.source import Source
+from advdiff_core.engine.trained import trained_on
 from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
@@ -168,7 +171,8 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
             augment_dim=module.augment_dim if isinstance(module, Backbone) else 0,
         )
         models = {**maker.build.models, name: info}
-        maker.build = evolve(maker.build, models=models, c_noise=c_noise, networks=_frozen(roles))
+        networks = {**maker.build.networks, **_frozen(roles[name], model.init)}
+        maker.build = evolve(maker.build, models=models, c_noise=c_noise, networks=networks)
     return roles
 
 
@@ -177,13 +181,11 @@ def _in_order(models: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(models.items(), key=lambda item: item[1].kind == "alignment_target")
 
 
-def _frozen(roles: Mapping[str, Role]) -> dict[str, FrozenRole]:
-    """Backbones whose weights never change."""
-    return {
-        name: FrozenRole(role)
-        for name, role in roles.items()
-        if role.info.kind == "backbone" and role.info.frozen and not role.info.follows
-    }
+def _frozen(role: Role, init: Path | None) -> dict[str, FrozenRole]:
+    """The role by its name, if it is a backbone whose weights never change; else nothing."""
+    if role.info.kind != "backbone" or not role.info.frozen or role.info.follows:
+        return {}
+    return {role.name: FrozenRole(role, None if init is None else trained_on(init))}
 
 
 def _check_guidance(recipe: Recipe, roles: dict[str, Role]) -> None:
@@ -291,13 +293,15 @@ def _players(maker: Maker, scene: Scene, followers: Sequence[Follower]) -> tuple
         terms = tuple(_term(maker, key, scene) for key in sorted(player.terms))
         roles = tuple(scene.roles[role] for role in player.models)
         parameters = _parameters(roles, terms)
-        optimizer = cast("Optimizer", maker.make(player.optimizer)).make(parameters)
+        optimizer = cast("Optimizer", maker.make(player.optimizer))
         rules = [_ema_rule(rule) for rule in player.ema]
         emas = {role.name: [Ema(role.module, rule) for rule in rules] for role in roles if rules}
         lr = player.lr_schedule
         players.append(
             Player(
-                name=name, roles=roles, terms=terms, optimizer=optimizer, parameters=parameters,
+                name=name, roles=roles, terms=terms, parameters=parameters,
+                optimizer=optimizer.make(parameters),
+                displacement=Displacement(component=optimizer, parameters=parameters),
                 lr=LearningRate(
                     law=lr.law, warmup=lr.warmup, images=maker.recipe.run.images,
                     final=lr.final, reference=lr.reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,15 @@ import torch
 from advdiff_toys.networks import ToyTarget
 
 from advdiff_core.backbones.mlp import MLP
+from advdiff_core.engine import trained
+from advdiff_core.engine.api import train
 from advdiff_core.engine.assemble import assemble
+from advdiff_core.engine.trained import trained_on
 from advdiff_core.errors import RecipeError
 from advdiff_core.interfaces.component import Build
-from advdiff_core.recipe import loads_recipe
+from advdiff_core.recipe import loads_recipe, recipe_from_dict
 from advdiff_core.testing import Model, build_stage
-from advdiff_core.types import DataInfo
+from advdiff_core.types import DataInfo, Domain
 
 RECIPE = """
 [data]
@@ -36,6 +40,15 @@ use = "denoise"
 [players.student]
 terms = ["denoise"]
 """
+
+
+PICTURES: dict[str, Any] = {
+    "run": {"images": 16, "batch": 8, "device": "cpu"},
+    "data": {"use": "digits", "domain": [0.0, 1.0]},
+    "models": {"student": {"use": "mlp", "width": 8}},
+    "terms": {"denoise": {"use": "denoise"}},
+    "sample": {"steps": 2, "images": 2},
+}
 
 
 def experiment() -> Any:
@@ -88,6 +101,31 @@ def test_a_stage_hands_them_out_like_a_run() -> None:
     role = stage.scene.roles["classifier"]
     found = stage.build.network("classifier", key="role").classify(x)
     assert torch.equal(found.value, role.module(x).output)
+
+
+def test_a_frozen_network_knows_what_its_weights_were_trained_on(tmp_path: Path) -> None:
+    """Shape, range and classes are with the checkpoints of a run; a bare file says nothing."""
+    run = train(recipe_from_dict(PICTURES), out=tmp_path).run
+    wanted = DataInfo(shape=(1, 8, 8), count=0, domain=Domain(0.0, 1.0), classes=10)
+    assert trained_on(run) == wanted
+    assert trained_on(next((run / "checkpoints").iterdir())) == wanted
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"")
+    assert trained_on(file) is None
+    teacher = {**PICTURES["models"]["student"], "frozen": True, "init": str(run)}
+    models = {**PICTURES["models"], "teacher": teacher}
+    made = assemble(recipe_from_dict({**PICTURES, "models": models}))
+    assert made.build.networks["teacher"].trained_on == wanted
+
+
+def test_checkpoints_of_before_say_nothing_of_their_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are taken as they are."""
+    run = train(recipe_from_dict(PICTURES), out=tmp_path).run
+    old = {"shared": {}, "ranks": [], "meta": {"provenance": {}}}
+    monkeypatch.setattr(trained, "read_state", lambda path, manifest: old)
+    assert trained_on(run) is None
 
 
 def test_a_build_without_networks_names_the_mend() -> None:
