@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint as recompute_later
 
 from advdiff_atdiff.consistency_function import ConsistencyFunction
 from advdiff_atdiff.consistency_grid import ConsistencyGrid
+from advdiff_atdiff.latent_grid import LatentGrid
 from advdiff_core import Build, Denoise, ImageDraws, Prediction, Sampler, Samples, StepCallback
 from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.requirements import refuse
@@ -34,7 +35,8 @@ class Consistency(Sampler):
     FOUND (Song et al., 2023, algorithm 1): `f` at the largest time; then, at each further time,
     noise of the level `sqrt(tau^2 - tau_min^2)` is added and `f` applied again. The samples are
     points at t_min, as those of the paper, divided by alpha there; a grid's last time, without
-    noise, costs no evaluation. What `f` is comes from `consistency-grid`, if the recipe has it.
+    noise, costs no evaluation. What `f` is comes from `consistency-grid` or `latent-grid`, if the
+    recipe has one; from the latter the times, too (Luo et al., 2023, algorithm 3).
     """
 
     of_denoiser: ClassVar[bool] = False
@@ -54,7 +56,7 @@ class Consistency(Sampler):
             7.0, gt=0.0, applies=("grid", ("karras",)), help="exponent of the karras grid"
         )
         function: Literal["boundary", "lcm"] | None = setting(
-            None, help="form of f; left out, that of consistency-grid, or else boundary"
+            None, help="form of f; left out, that of the recipe's grid, or else boundary"
         )
         sigma_data: float = setting(
             0.5, gt=0.0, applies=("function", ("boundary", "lcm")),
@@ -77,15 +79,24 @@ class Consistency(Sampler):
 
     def _function(self) -> ConsistencyFunction:
         keys, times = self.settings, self.build.times
-        if keys.function is None and isinstance(times, ConsistencyGrid):
+        if keys.function is None and isinstance(times, ConsistencyGrid | LatentGrid):
             return times.function
         return ConsistencyFunction(
             self.schedule, keys.function or "boundary",
             sigma_data=keys.sigma_data, scaling=keys.timestep_scaling,
         )  # fmt: skip
 
+    @property
+    def _latent(self) -> LatentGrid | None:
+        """The grid of a latent consistency model, where times and function come from it."""
+        times = self.build.times
+        return times if self.settings.function is None and isinstance(times, LatentGrid) else None
+
     def _check_times(self) -> None:
         times, steps = self.settings.times, self.settings.steps
+        if not times and self._latent is not None and steps > self._latent.count:
+            message = f"{steps} steps on the {self._latent.count} times of latent-grid"
+            refuse(self.build, "steps", message, f"write at most {self._latent.count}")
         low, high = self.schedule.t_min, self.schedule.t_max
         if times and steps not in (1, len(times) + 1):
             message = f"{steps} steps, and times for {len(times) + 1}"
@@ -100,6 +111,8 @@ class Consistency(Sampler):
         keys, zero = self.settings, self.schedule.t_zero
         if keys.times:
             return torch.tensor([self.schedule.t_max, *keys.times, zero], dtype=torch.float64)
+        if self._latent is not None:
+            return self._latent.sampling_times(keys.steps)
         # One level more, as nothing is left to do at t_min itself.
         levels = grids.sampling_times(self.schedule, keys.steps + 1, law=keys.grid, rho=keys.rho)
         return torch.cat([levels[:-2], levels[-1:]])
