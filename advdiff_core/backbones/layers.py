@@ -8,7 +8,18 @@ from torch import Tensor, nn
 
 from advdiff_core.layers import GroupNorm, at_least_fp32, attend, sinusoidal, zeroed
 
-__all__ = ["Condition", "ResBlock", "SelfAttention", "group_norm"]
+__all__ = ["Condition", "ResBlock", "SelfAttention", "added_parts", "group_norm"]
+
+
+def added_parts(*, guided: bool, learn_sigma: bool) -> tuple[str, ...]:
+    """Tensors that start without effect, and that weights of a plain network may lack.
+
+    Args:
+        guided: Whether the strength of guidance is embedded.
+        learn_sigma: Whether there is a variance head.
+    """
+    guidance = ("condition.guidance.weight",) if guided else ()
+    return (*guidance, "variance.weight", "variance.bias") if learn_sigma else guidance
 
 
 def group_norm(channels: int) -> GroupNorm:

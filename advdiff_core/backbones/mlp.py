@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advdiff_core.backbones.layers import Condition
+from advdiff_core.backbones.layers import Condition, added_parts
 from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
 from advdiff_core.layers import at_least_fp32, num_labels, zeroed
@@ -69,6 +69,9 @@ class MLP(Backbone):
             0.0, help="share of labels replaced by `no label` in training", ge=0, le=1
         )
         guided: bool = setting(False, help="embed the strength of guidance it is to have inside")
+        learn_sigma: bool = setting(
+            False, applies=("outputs", (0,)), help="a head for the variance of a reverse step, too"
+        )
 
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
@@ -84,7 +87,7 @@ class MLP(Backbone):
             guided=settings.guided,
         )
         self.classes, self.guided = classes, settings.guided
-        self.added = ("condition.guidance.weight",) if settings.guided else ()
+        self.added = added_parts(guided=settings.guided, learn_sigma=settings.learn_sigma)
         self.linear_in = nn.Linear(dims * (1 + 2 * settings.fourier), width)
         self.blocks = nn.ModuleList(
             Block(width, width, dropout=settings.dropout) for _ in range(settings.blocks)
@@ -92,6 +95,10 @@ class MLP(Backbone):
         self._names = tuple(f"block.{n}" for n in range(settings.blocks))
         self.norm_out = nn.LayerNorm(width)
         self.linear_out = zeroed(nn.Linear(width, settings.outputs or dims))
+        self.learns_sigma = settings.learn_sigma and not settings.outputs
+        self.variance: nn.Module | None = None
+        if self.learns_sigma:
+            self.variance = zeroed(nn.Linear(width, dims))
 
     @property
     def draws_random(self) -> bool:
@@ -125,8 +132,14 @@ class MLP(Backbone):
                 features[name] = h
             if name == stop_at:
                 return BackboneOutput(None, features)
-        out = at_least_fp32(self.linear_out(F.silu(self.norm_out(h))))
-        return BackboneOutput(out if self.settings.outputs else out.reshape(x.shape), features)
+        last = F.silu(self.norm_out(h))
+        out = at_least_fp32(self.linear_out(last))
+        if self.settings.outputs:
+            return BackboneOutput(out, features)
+        variance = None
+        if self.variance is not None:
+            variance = at_least_fp32(self.variance(last)).reshape(x.shape)
+        return BackboneOutput(out.reshape(x.shape), features, variance)
 
     def _coordinates(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)

@@ -11,7 +11,13 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from advdiff_core.backbones.layers import Condition, ResBlock, SelfAttention, group_norm
+from advdiff_core.backbones.layers import (
+    Condition,
+    ResBlock,
+    SelfAttention,
+    added_parts,
+    group_norm,
+)
 from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
 from advdiff_core.layers import at_least_fp32, image_shape, num_labels, zeroed
@@ -137,6 +143,7 @@ class UNet(Backbone):
             0.0, help="share of labels replaced by `no label` in training", ge=0, le=1
         )
         guided: bool = setting(False, help="embed the strength of guidance it is to have inside")
+        learn_sigma: bool = setting(False, help="a head for the variance of a reverse step, too")
         checkpoint_blocks: bool = setting(
             False, help="recompute each block in the backward: less memory, a third more time"
         )
@@ -156,12 +163,16 @@ class UNet(Backbone):
             guided=settings.guided,
         )
         self.classes, self.guided = classes, settings.guided
-        self.added = ("condition.guidance.weight",) if settings.guided else ()
+        self.added = added_parts(guided=settings.guided, learn_sigma=settings.learn_sigma)
         self.conv_in = nn.Conv2d(colours, channels[0], 3, padding=1)
         shapes = block_shapes((size[0], size[1]), channels, settings.blocks)
         self.blocks = nn.ModuleList(Block(shape, width, settings) for shape in shapes)
         self.norm_out = group_norm(channels[0])
         self.conv_out = zeroed(nn.Conv2d(channels[0], colours, 3, padding=1))
+        self.learns_sigma = settings.learn_sigma
+        self.variance: nn.Module | None = None
+        if settings.learn_sigma:
+            self.variance = zeroed(nn.Conv2d(channels[0], colours, 3, padding=1))
         self._shapes = tuple(shapes)
         attends = any(isinstance(module, SelfAttention) for module in self.modules())
         self.supports_double_backward = not attends or settings.attention_kernel == "math"
@@ -201,7 +212,9 @@ class UNet(Backbone):
                 features[shape.name] = h
             if shape.name == stop_at:
                 return BackboneOutput(None, features)
-        return BackboneOutput(at_least_fp32(self.conv_out(F.silu(self.norm_out(h)))), features)
+        last = F.silu(self.norm_out(h))
+        variance = None if self.variance is None else at_least_fp32(self.variance(last))
+        return BackboneOutput(at_least_fp32(self.conv_out(last)), features, variance)
 
     def _run(self, block: nn.Module, h: Tensor, embedding: Tensor, skip: Tensor | None) -> Any:
         if self.settings.checkpoint_blocks and torch.is_grad_enabled():

@@ -50,6 +50,8 @@ class Backbone(ModuleComponent):
     #: True if `forward` takes `guidance` [B] by that keyword: the strength w of classifier-free
     #: guidance that its output is to have inside, `cond + w (cond - uncond)`; None is w = 0.
     guided: bool = False
+    #: True if `forward` gives a `variance`, too.
+    learns_sigma: bool = False
     #: Tensors that initial weights may lack: parts added to a network that was trained without
     #: them, which start at values that change nothing.
     added: tuple[str, ...] = ()

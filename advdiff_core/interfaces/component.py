@@ -40,6 +40,7 @@ class ModelInfo:
         width: Width of an alignment target's features; 0 for other kinds.
         classes: Classes whose labels change the output; 0 for networks that ignore them.
         guided: True if it is told the strength of guidance (`Backbone.guided`).
+        learns_sigma: True if it has a variance head (`Backbone.learns_sigma`).
         follows: Role whose weights it averages; "" for networks that are no target network.
     """
 
@@ -51,6 +52,7 @@ class ModelInfo:
     width: int = 0
     classes: int = 0
     guided: bool = False
+    learns_sigma: bool = False
     follows: str = ""
 
 

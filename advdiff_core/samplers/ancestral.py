@@ -15,12 +15,17 @@ from advdiff_core.settings import setting, settings
 
 __all__ = ["DDIM", "DDPM"]
 
+NO_HEAD = "the network has no variance head"
+HEAD = "set learn_sigma = true of the network, and train it; or choose a fixed variance"
+
 
 class DDPM(GridSampler):
-    """Ancestral sampling with a fixed variance (Ho et al., 2020, algorithm 2), on any grid.
+    """Ancestral sampling with a fixed or learned variance (Ho et al., 2020), on any grid.
 
     The mean is that of the posterior q(x_next | x, x0_hat) on any pair of times and for any scales.
-    The last step, to no noise, adds none.
+    The last step, to no noise, adds none. A learned variance is what the network's variance head
+    says it is between the two fixed ones, in the logarithm: Nichol and Dhariwal (2021, eq. 15),
+    with the variances of the grid's own steps.
     """
 
     @settings
@@ -30,11 +35,22 @@ class DDPM(GridSampler):
         steps: int = setting(1000, help="Number of steps.", ge=1, unit="steps")
         variance: str = setting(
             "fixed-large",
-            help="Noise added: the posterior's (fixed-small) or the forward step's (fixed-large).",
-            choices=("fixed-small", "fixed-large"),
+            help="Noise added: the posterior's (fixed-small), the forward step's (fixed-large), or "
+            "what the network says between them (learned-range).",
+            choices=("fixed-small", "fixed-large", "learned-range"),
         )
 
     settings: Settings
+
+    def __init__(self, settings: Any, build: Build) -> None:
+        super().__init__(settings, build)
+        denoisers = [m for m in build.models.values() if m.parametrization != "none"]
+        if self._learned and denoisers and not any(m.learns_sigma for m in denoisers):
+            self._refuse("variance", f"found 'learned-range'; {NO_HEAD}", HEAD)
+
+    @property
+    def _learned(self) -> bool:
+        return str(self.settings.variance) == "learned-range"
 
     def _noisy(self, levels: list[Level], index: int) -> bool:
         return levels[index + 1].sigma > 0
@@ -52,10 +68,21 @@ class DDPM(GridSampler):
         forgotten = level.forgotten(after)
         x = after.alpha * estimate.x0 + after.sigma * math.sqrt(1 - forgotten) * estimate.eps
         if noise is not None:
-            large = self.settings.variance == "fixed-large"
-            std = (level.sigma if large else after.sigma) * math.sqrt(forgotten)
-            x = x + std * noise
+            x = x + self._std(level, after, estimate) * math.sqrt(forgotten) * noise
         return State(x), estimate
+
+    def _std(self, level: Level, after: Level, estimate: Estimate) -> float | Tensor:
+        """Standard deviation of the noise over the root of the share that is forgotten."""
+        if not self._learned:
+            return level.sigma if self.settings.variance == "fixed-large" else after.sigma
+        head = estimate.prediction.variance
+        if head is None:
+            raise ContractError(
+                f"variance = 'learned-range': {NO_HEAD}", where=self.build.path, fix=HEAD
+            )
+        # The head says -1 for the smaller variance and 1 for the larger one.
+        share = (head.to(estimate.x0.dtype) + 1) / 2
+        return after.sigma * (share * math.log(level.sigma / after.sigma)).exp()
 
 
 class DDIM(GridSampler):

@@ -43,9 +43,10 @@ EXAMPLES = {
         {"width": 16},
         {"width": 16, "fourier": 2, "conditional": True, "dropout": 0.1, "label_dropout": 0.1},
         {"width": 16, "outputs": 5},
+        {"width": 16, "learn_sigma": True},
     ],
     "backbone:unet": [
-        {"channels": 8},
+        {"channels": 8, "learn_sigma": True},
         Example(
             settings={
                 "channels": 8, "channel_mult": [1, 2], "attention": [6], "head_channels": 4,

@@ -387,3 +387,42 @@ def test_mlp_denoises_images_in_their_shape():
     net = small_mlp(image_build((2, 4, 4)), fourier=2)
     x, level = sample(net)
     assert net(x, level).output.shape == x.shape
+
+
+def test_a_variance_head_changes_nothing_else(make):
+    """Weights and outputs are those of the network without it, bit for bit; it starts at zero."""
+    plain, both = make(), make(learn_sigma=True)
+    names = [{name for name, _ in net.named_parameters()} for net in (plain, both)]
+    assert names[1] - names[0] == {"variance.weight", "variance.bias"} == set(both.added)
+    both.load_state_dict(plain.state_dict(), strict=False)
+    x, level = sample(plain)
+    found = both(x, level)
+    assert torch.equal(found.output, plain(x, level).output)
+    assert plain(x, level).variance is None
+    assert plain.added == ()
+    assert found.variance.shape == x.shape
+    assert found.variance.any()
+    assert both(x, level, stop_at=next(iter(both.taps))).variance is None
+
+
+@pytest.mark.parametrize("cls", [MLP, UNet])
+def test_a_variance_head_starts_in_the_middle_of_its_range(cls):
+    """At zero, and draws nothing before the other layers do."""
+    build = point_build() if cls is MLP else image_build()
+    torch.manual_seed(3)
+    plain = cls(cls.Settings(), build)
+    torch.manual_seed(3)
+    both = cls(cls.Settings(learn_sigma=True), build)
+    x, level = sample(both)
+    assert not both(x, level).variance.any()
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(both.state_dict()[name], weight), name
+
+
+def test_variance_of_a_half_precision_forward_is_in_fp32(make):
+    """As the output is."""
+    net = make(learn_sigma=True)
+    x, level = sample(net)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = net(x, level)
+    assert found.variance.dtype == found.output.dtype == torch.float32

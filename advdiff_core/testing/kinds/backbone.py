@@ -82,6 +82,13 @@ def shapes(subject: Subject, world: World, seed: int, size: int, labelled: bool)
             wanted="the shape of the output",
             mend="split mean and variance along the channels",
         )
+    if (variance is not None) != net.learns_sigma:
+        raise wrong(
+            f"learns_sigma = {net.learns_sigma} of a network "
+            f"{'with' if variance is not None else 'without'} a variance",
+            wanted="the truth: terms and samplers that need a variance ask before the run",
+            mend="set self.learns_sigma in the constructor",
+        )
 
 
 @law("taps-as-declared", world=worlds, seed=seeds(), size=sizes(1, 3))

@@ -99,6 +99,7 @@ class ADMUNet(Backbone):
         self.label_emb = nn.Embedding(self.classes, embedding) if self.classes else None
         self._add_stages(colours, (height, width))
         last = settings.channels * settings.channel_mult[0]
+        self.learns_sigma = settings.learn_sigma
         outputs = colours * (1 + settings.learn_sigma)
         final = zeroed(nn.Conv2d(last, outputs, 3, padding=1))
         self.out = nn.Sequential(group_norm(last), nn.SiLU(), final)

@@ -75,6 +75,7 @@ class DiT(Backbone):
         self._check(settings, build)
         self.classes = num_labels(build, conditional=settings.conditional, classes=settings.classes)
         self._grid = (height // settings.patch, width // settings.patch)
+        self.learns_sigma = settings.learn_sigma
         self._outputs = colours * (1 + settings.learn_sigma)
         self.x_embedder = PatchEmbedder(colours, settings.patch, settings.width)
         self.t_embedder = TimeEmbedder(settings.width)
