@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advdiff_core.draws import BLOCK
 from advdiff_core.step.plan import Plan
+from advdiff_core.step.scene import statistics_frozen
 from advdiff_core.step.step import Place, TrainStep
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def saved_bytes_per_image(experiment: Experiment) -> float:
     place = experiment.scene.compute.place
     x0, labels = place(batch.x), None if batch.y is None else place(batch.y)
     costs = {name: role.cost for name, role in experiment.scene.roles.items()}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    networks = [role.module for role in experiment.scene.roles.values()]
+    counting = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    # It is no step of the run: batch norms would remember two images of it.
+    with counting, statistics_frozen(networks):
         for player in experiment.players:
             plan: Plan = experiment.fresh_plans.get(player.name, experiment.plan)
             where = Place(index=0, nimg=0, start=0, size=count, total=count)

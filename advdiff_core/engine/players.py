@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from attrs import define, field, frozen
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from advdiff_core.engine.checks import check_term
+from advdiff_core.engine.displaced import Displacement
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.ema import Ema
 from advdiff_core.engine.followers import Follower
@@ -19,7 +21,7 @@ from advdiff_core.engine.stats import Stats
 from advdiff_core.engine.times import TimesWatch
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.step.plan import Phase
-from advdiff_core.step.scene import Role, Scene
+from advdiff_core.step.scene import Role, Scene, statistics_frozen
 from advdiff_core.step.step import TrainStep
 from advdiff_core.types import Cost
 
@@ -73,6 +75,7 @@ class Player:
         moves: Optimizer step after each pass, not only after the last.
         fresh: Draws a batch of its own.
         clip: Largest gradient norm; None for no clipping.
+        displacement: Where its gradients are taken, if not at its weights.
         emas: Averages by role.
         followers: Target networks that average its roles.
         updates: Optimizer steps taken.
@@ -89,6 +92,7 @@ class Player:
     moves: bool = True
     fresh: bool = False
     clip: float | None = None
+    displacement: Displacement | None = None
     emas: dict[str, list[Ema]] = field(factory=dict)
     followers: tuple[Follower, ...] = ()
     rates: list[float] = field(init=False)
@@ -108,6 +112,7 @@ class Player:
             passes=self.passes,
             moves=self.moves,
             fresh=self.fresh,
+            displaced=self.displacement is not None and self.displacement.due(nimg),
         )
 
     def due(self, index: int, nimg: int) -> bool:
@@ -155,16 +160,38 @@ class Turn:
         self._learning_rate()
         for turn in range(self.player.passes):
             last = turn + 1 == self.player.passes
-            total = torch.zeros((), device=self.scene.compute.device)
-            for step in steps:
-                total = total + self._backward(step)
-                step.ascend()
-                step.leave(phase, last=last)
+            with self._displaced(phase, steps):
+                total = self._pass(phase, steps, last=last)
             if last or self.player.moves:
                 self._update(total)
             self.watch.report(self.world, self.batch)
 
-    def _backward(self, step: TrainStep) -> Tensor:
+    def _pass(self, phase: Phase, steps: Sequence[TrainStep], *, last: bool) -> Tensor:
+        total = torch.zeros((), device=self.scene.compute.device)
+        for step in steps:
+            total = total + self._backward(step)
+            step.ascend()
+            step.leave(phase, last=last)
+        return total
+
+    def _displaced(self, phase: Phase, steps: Sequence[TrainStep]) -> AbstractContextManager[None]:
+        """Around a pass: at displaced weights, if the optimizer wants its gradient there."""
+        if not phase.displaced:
+            return nullcontext()
+        assert self.player.displacement is not None
+        return self.player.displacement.moved(lambda: self._first_pass(phase, steps))
+
+    def _first_pass(self, phase: Phase, steps: Sequence[TrainStep]) -> None:
+        networks = [role.module for role in self.scene.roles.values()]
+        heads = [term.module for term in self.player.terms]
+        with statistics_frozen([*networks, *heads]):
+            for step in steps:
+                self._backward(step, told=False)
+                step.leave(phase.still, last=False)
+        self.watch.forget()
+        self.world.sync_gradients([parameter for _, parameter in self.player.parameters])
+
+    def _backward(self, step: TrainStep, *, told: bool = True) -> Tensor:
         scale = 1.0 if self.player.moves else 1.0 / self.player.passes
         total: Tensor = torch.zeros((), device=self.scene.compute.device)
         needs = self.player.phase(self.nimg).needs
@@ -173,7 +200,8 @@ class Turn:
             if not term.active(self.nimg):
                 continue
             loss = self._loss(term, step)
-            self.stats.add(f"loss/{term.name}", loss)
+            if told:
+                self.stats.add(f"loss/{term.name}", loss)
             weight = term.weight_at(self.nimg)
             loss = self.watch.weighted(term.module.needs, loss, weight, step)
             total = total + weight * scale * loss.sum() / self.batch

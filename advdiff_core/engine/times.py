@@ -47,6 +47,10 @@ class TimesWatch:
         weight = step.get(DrawnTimes()).weight
         return loss if weight is None else weight.to(loss.dtype) * loss
 
+    def forget(self) -> None:
+        """End a pass that moves no weights: the law hears of the next one."""
+        self._seen = {}
+
     def report(self, world: World, batch: int) -> None:
         """End a pass over the micro-batches: tell the law of the global batch."""
         if self.times is None or not self._seen:

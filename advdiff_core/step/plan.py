@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from advdiff_core.errors import PluginError
 from advdiff_core.interfaces.perturbation import SearchCost
@@ -47,6 +47,7 @@ class Phase:
         passes: Backward passes per batch.
         moves: Whether the weights move after each pass, not only after the last.
         fresh: Has a step of its own instead of the shared one.
+        displaced: Each pass is preceded by one whose gradients displace the weights for it.
     """
 
     player: str
@@ -56,6 +57,12 @@ class Phase:
     passes: int = 1
     moves: bool = True
     fresh: bool = False
+    displaced: bool = False
+
+    @property
+    def still(self) -> Phase:
+        """The same where a pass leaves the weights: views and searches outlive it."""
+        return evolve(self, moves=False)
 
 
 class Plan:
@@ -214,6 +221,9 @@ def rehearse(plan: Plan, due: Iterable[str], *, share: bool = True) -> StepCost:
     for index, phase in enumerate(phases):
         later = frozenset().union(*(other.roles for other in phases[index + 1 :]))
         for turn in range(phase.passes):
+            if phase.displaced:
+                rehearsal.run(phase)
+                rehearsal.leave(phase.still, later, last=False, share=share)
             rehearsal.run(phase)
             last = turn + 1 == phase.passes
             rehearsal.leave(phase, later, last=last, share=share)

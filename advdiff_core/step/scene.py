@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from advdiff_core.types import Cost, DataInfo
 
 __all__ = [
     "ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "eval_mode", "parameters_frozen",
-    "statistics_kept",
+    "statistics_frozen", "statistics_kept",
 ]  # fmt: skip
 
 #: Views every recipe has: the noised sample and the image itself.
@@ -162,19 +162,27 @@ def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> 
         modules: The networks.
         statistics: Keep the running statistics of batch norms as they are, too.
     """
-    parts = [_parts(module) for module in modules]
-    flags = [(p, p.requires_grad) for found in parts for p in found.parameters]
-    norms = [part for found in parts for part in found.norms] if statistics else []
-    tracking = [part for part in norms if part.training and part.track_running_stats]
+    flags = [(p, p.requires_grad) for module in modules for p in _parts(module).parameters]
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
+        with statistics_frozen(modules if statistics else []):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def statistics_frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run the body with the running statistics of batch norms as they are."""
+    norms = [part for module in modules for part in _parts(module).norms]
+    tracking = [part for part in norms if part.training and part.track_running_stats]
+    try:
         for part in tracking:
             part.track_running_stats = False
         yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
         for part in tracking:
             part.track_running_stats = True
 

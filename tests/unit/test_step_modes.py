@@ -12,8 +12,11 @@ from advdiff_toys.perturbations import ToyFGSM
 from torch import Tensor
 
 from advdiff_core import DataInfo, Domain, Features, Forward, Logits, Spec, View
+from advdiff_core.engine.assemble import assemble
+from advdiff_core.engine.micro import choose_micro_batch
 from advdiff_core.errors import RecipeError
 from advdiff_core.perturbations import AttackPerturbation
+from advdiff_core.recipe import recipe_from_dict
 from advdiff_core.step.plan import Phase, Plan
 from advdiff_core.step.step import TrainStep
 from advdiff_core.terms import CrossEntropy
@@ -213,3 +216,21 @@ def test_a_term_that_is_attacked_runs_as_training_does() -> None:
     assert "views.adv.perturb.mode" in text
     assert "a term runs the model as training does" in text
     assert 'write mode = "train"' in text
+
+
+def test_choosing_a_micro_batch_moves_no_statistics() -> None:
+    """The step that counts bytes is no step of the run: its two images leave no trace."""
+    recipe = recipe_from_dict({
+        "advdiff": 1,
+        "run": {"images": 64, "batch": 16},
+        "data": {"use": "two-moons", "count": 64},
+        "models": {"student": {"use": "toy-net", "parametrization": "none", "outputs": 2,
+                               "batch_norm": True}},
+        "terms": {"ce": {"use": "cross-entropy"}},
+        "players": {"student": {"terms": ["ce"]}},
+    })  # fmt: skip
+    experiment = assemble(recipe)
+    module = experiment.scene.roles["student"].module
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    assert choose_micro_batch(experiment, 16) == 16
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from advdiff_core.testing import laws
 
+SGD = {"use": "sgd", "lr": 0.01}
+
 EXAMPLES: dict[str, list[object]] = {
+    "optimizer:awp": [{"optimizer": SGD}, {"optimizer": SGD, "gamma": 0.01, "after": 64}],
     "alignment_target:diffusion-features": [
         {"tap": "hidden"},
         {"tap": "hidden", "level": "random", "noise": "fixed", "pooling": "none"},
