@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import attrs
 from torch import Tensor
@@ -59,7 +59,13 @@ class Sampler(Component):
     Contract: `nfe` equals the calls of the denoiser per sample; the grid is strictly decreasing,
     starts at `t_max` unless told otherwise and its last time is where sampling ends; results depend
     only on the denoiser, the grid, `x_T` and the image's own draws.
+
+    Attributes:
+        of_denoiser: True if an exact denoiser of the data gives samples of the data; False for
+            samplers of models that are made otherwise, as consistency models are.
     """
+
+    of_denoiser: ClassVar[bool] = True
 
     @abstractmethod
     def grid(self) -> Tensor:

@@ -25,7 +25,7 @@ _PUBLIC = {
     ),
     "advdiff_core.testing.findings": ("LawBroken",),
     "advdiff_core.testing.groups": ("GROUPS", "assert_group_equivariant", "group_error"),
-    "advdiff_core.testing.steps": ("Model", "Moved", "Turn", "build_stage", "run_step"),
+    "advdiff_core.testing.steps": ("Drawn", "Model", "Moved", "Turn", "build_stage", "run_step"),
     "advdiff_core.testing.strategies": ("budgets", "deltas", "images", "noise_levels", "times"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

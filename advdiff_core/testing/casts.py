@@ -112,7 +112,7 @@ def stage_of(  # noqa: PLR0913 - the parts of a recipe that vary.
     models = _models(subject, world, parametrization=parametrization, flat=flat, frozen=frozen)
     return build_stage(
         data=world.data, models=models, views={**subject.example.views, **views},
-        schedule=bench.schedule(schedule), seed=seed,
+        schedule=bench.schedule(schedule), times=subject.example.times, seed=seed,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 if TYPE_CHECKING:
-    from advdiff_core.testing.steps import Model, Moved
+    from advdiff_core.testing.declared import Drawn, Model, Moved
     from advdiff_core.types import DataInfo
 
 __all__ = ["Example", "MadeExample"]
@@ -24,6 +24,7 @@ class Example:
         data: Description of the data it is built for; the laws' own images and points if None.
         models: Roles that its queries name, where the laws' own networks do not do.
         views: Views that its queries name, where the laws' own do not do.
+        times: What draws the training times, for terms that ask it.
         order: Samplers only: the order of convergence that it claims.
         best: Metrics only: values of its numbers if samples, clean and training data are the same.
         symmetric: Metrics only: names of numbers that stay where samples and data change places.
@@ -33,6 +34,7 @@ class Example:
     data: DataInfo | None = None
     models: Mapping[str, Model] = field(factory=dict)
     views: Mapping[str, Moved] = field(factory=dict)
+    times: Drawn | None = None
     best: Mapping[str, float] = field(factory=dict)
     symmetric: tuple[str, ...] = ()
     order: int | None = None

@@ -25,10 +25,7 @@ from advdiff_core.draws import keyed_generator
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
-from advdiff_core.interfaces.loss_term import LossTerm
-from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
-from advdiff_core.interfaces.perturbation import Perturbation
 from advdiff_core.schedules import VPLinear
 from advdiff_core.settings import Spec
 from advdiff_core.step.denoiser import Wear
@@ -36,90 +33,12 @@ from advdiff_core.step.frozen import FrozenRole
 from advdiff_core.step.plan import Phase, Plan, rehearse
 from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
 from advdiff_core.step.step import Place, TrainStep
+from advdiff_core.testing.declared import Drawn, Model, Moved, Turn
 from advdiff_core.types import Cost, DataInfo
 
-__all__ = ["Model", "Moved", "Stage", "StepResult", "Turn", "build_stage", "run_step"]
+__all__ = ["Drawn", "Model", "Moved", "Stage", "StepResult", "Turn", "build_stage", "run_step"]
 
 C = TypeVar("C", bound=Component)
-
-
-@frozen
-class Model:
-    """A model role of a stage.
-
-    Attributes:
-        component: The class.
-        settings: Its settings; their defaults if None.
-        kind: "backbone", "discriminator" or "alignment_target".
-        parametrization: As in a recipe; "none" for all but denoisers.
-        frozen: Trained by nobody.
-        train: Train mode (dropout, batch statistics); eval mode otherwise.
-        sigma_data: Standard deviation of the data that a denoiser assumes.
-        recompute: Recompute activations in the backward.
-    """
-
-    component: type[ModuleComponent]
-    settings: Any = None
-    kind: str = "backbone"
-    parametrization: str = "eps"
-    frozen: bool = False
-    train: bool = False
-    sigma_data: float = 1.0
-    recompute: bool = False
-
-
-@frozen
-class Moved:
-    """A perturbed view of a stage.
-
-    Attributes:
-        base: The view it perturbs.
-        component: The perturbation's class.
-        settings: Its settings; their defaults if None.
-    """
-
-    base: str
-    component: type[Perturbation]
-    settings: Any = None
-
-
-@frozen
-class Turn:
-    """A player's part in a step.
-
-    Attributes:
-        player: Its name.
-        terms: Its terms by name.
-        models: Roles it trains; the one of its own name if empty.
-        weights: Factors of terms; 1 for those left out.
-        every: Takes part in every n-th step.
-        passes: Backward passes per batch.
-        moves: Weights move after each pass, not only after the last.
-        fresh: Has a step of its own.
-        rate: Length of the plain gradient step after a pass; 0 leaves the weights alone.
-    """
-
-    player: str
-    terms: Mapping[str, LossTerm]
-    models: tuple[str, ...] = ()
-    weights: Mapping[str, float] = field(factory=dict)
-    every: int = 1
-    passes: int = 1
-    moves: bool = False
-    fresh: bool = False
-    rate: float = 0.0
-
-    def phase(self) -> Phase:
-        """The same as the plan knows it."""
-        return Phase(
-            player=self.player,
-            roles=frozenset(self.models or (self.player,)),
-            needs=tuple(query for term in self.terms.values() for query in term.needs),
-            every=self.every,
-            passes=self.passes,
-            moves=self.moves,
-            fresh=self.fresh,
-        )
 
 
 @frozen
@@ -156,6 +75,8 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
     views: Mapping[str, Moved] | None = None,
     schedule: NoiseSchedule | None = None,
     density: Density | None = None,
+    times: Drawn | None = None,
+    images: int = 1_000_000,
     seed: int = 0,
 ) -> Stage:
     """Build what a recipe's tables of the same names would.
@@ -167,11 +88,16 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
         views: Perturbed views; a base comes before what is made from it.
         schedule: The noise schedule; `vp-linear` if None.
         density: Law of training times; uniform, stratified if None.
+        times: What draws them instead.
+        images: Length of the run.
         seed: Seed of weights and draws.
     """
-    build = Build(seed=seed, data=data, make=_nested)
+    build = Build(seed=seed, images=images, data=data, make=_nested)
     known = schedule if schedule is not None else VPLinear(VPLinear.Settings(), build)
     build = evolve(build, schedule=known, c_noise=known.c_noise_range())
+    if times is not None:
+        told = evolve(build, path="schedule.density.sampler")
+        build = evolve(build, times=_make(times.component, times.settings, told))
     roles: dict[str, Role] = {}
     # Targets last, as in a run: they may run the others.
     for name, model in sorted(models.items(), key=lambda one: one[1].kind == "alignment_target"):
@@ -179,6 +105,9 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
         build = evolve(build, models={n: role.info for n, role in roles.items()})
         if model.frozen and model.kind == "backbone":
             build = evolve(build, networks={**build.networks, name: FrozenRole(roles[name])})
+    for role in roles.values():
+        if role.info.follows:
+            role.module.load_state_dict(roles[role.info.follows].module.state_dict())
     declared = {name: ViewDecl(name) for name in ROOTS}
     infos = {name: ViewInfo(base=None, root=name) for name in ROOTS}
     for name, view in (views or {}).items():
@@ -191,7 +120,7 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
     build = evolve(build, views=infos)
     scene = Scene(
         roles=roles, views=declared, schedule=known, density=density or Density(), data=data,
-        seed=seed,
+        times=build.times, seed=seed,
     )  # fmt: skip
     return Stage(scene, build)
 
@@ -199,10 +128,11 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
 def _role(name: str, model: Model, build: Build, schedule: NoiseSchedule) -> Role:
     module = _make(model.component, model.settings, evolve(build, path=f"models.{name}"))
     denoiser = model.kind == "backbone" and model.parametrization != "none"
-    module.train(model.train).requires_grad_(not model.frozen)
+    frozen = model.frozen or bool(model.follows)
+    module.train(model.train).requires_grad_(not frozen)
     info = ModelInfo(
         kind=model.kind,
-        frozen=model.frozen,
+        frozen=frozen,
         parametrization=model.parametrization if denoiser else "none",
         sigma_data=model.sigma_data if denoiser else None,
         taps=module.taps if isinstance(module, Backbone) else {},
@@ -210,12 +140,13 @@ def _role(name: str, model: Model, build: Build, schedule: NoiseSchedule) -> Rol
         classes=module.classes if isinstance(module, Backbone) else 0,
         guided=isinstance(module, Backbone) and module.guided,
         learns_sigma=isinstance(module, Backbone) and module.learns_sigma,
+        follows=model.follows,
     )
     wear = Wear(
         schedule=schedule, parametrization=model.parametrization, sigma_data=model.sigma_data
     )
     return Role(
-        name=name, info=info, module=module, owner=None if model.frozen else name,
+        name=name, info=info, module=module, owner=None if frozen else name,
         wear=wear if denoiser else None, random=module.draws_random, recompute=model.recompute,
     )  # fmt: skip
 

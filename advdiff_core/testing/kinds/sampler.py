@@ -68,6 +68,19 @@ def run(made: Sampler, denoise: Known, numbers: list[int], world: World, grid: T
     return made.sample(denoise, x, SeedDraws(numbers), grid=grid).x0
 
 
+def solving(subject: Subject, world: World, schedule: str) -> Sampler:
+    """The sampler, if a known denoiser is something for it.
+
+    Raises:
+        NotApplicable: If it samples from models that are no denoisers of the data.
+    """
+    made = sampler(subject, world, schedule)
+    if not made.of_denoiser:
+        message = "its models are no denoisers of the data: of_denoiser is False"
+        raise NotApplicable(message)
+    return made
+
+
 @law("grid-falls", world=worlds, schedule=schedules)
 def grid_falls(subject: Subject, world: World, schedule: str) -> None:
     """Its grid falls strictly in float64 from `t_max` to `t_zero`, where nothing is noise."""
@@ -128,7 +141,7 @@ def reaches_a_known_point(
     subject: Subject, world: World, schedule: str, count: int, seed: int
 ) -> None:
     """Where the data are a single point and the denoiser knows it, sampling ends there."""
-    made, known = sampler(subject, world, schedule), bench.schedule(schedule)
+    made, known = solving(subject, world, schedule), bench.schedule(schedule)
     grid = grids.sampling_times(known, count)
     found = run(made, Known(known, std=0.0), [seed, seed + 1], world, grid)
     wanted = torch.full_like(found, 0.25)
@@ -156,9 +169,9 @@ def errors_after(  # noqa: PLR0913 - what a run of a sampler is made of.
         end: Whether the grid ends without noise, or at the last training time.
 
     Raises:
-        NotApplicable: If the sampler draws numbers.
+        NotApplicable: If the sampler draws numbers, or samples from models that are no denoisers.
     """
-    made, known = sampler(subject, world, schedule), bench.schedule(schedule)
+    made, known = solving(subject, world, schedule), bench.schedule(schedule)
     found = []
     for count in counts:
         grid = grids.sampling_times(known, count, law="log-snr")[: None if end else -1]
@@ -206,7 +219,7 @@ def converges_in_its_order(subject: Subject, world: World, schedule: str, seed: 
 @law("keeps-the-distribution", world=worlds, schedule=schedules, seed=seeds(), effort=0.3)
 def keeps_the_distribution(subject: Subject, world: World, schedule: str, seed: int) -> None:
     """On Gaussian data samples have the mean and the spread of the data."""
-    made, known = sampler(subject, world, schedule), bench.schedule(schedule)
+    made, known = solving(subject, world, schedule), bench.schedule(schedule)
     grid = grids.sampling_times(known, 64, law="log-snr")
     count = max(2, NUMBERS // numel(world))
     x = run(made, Known(known), [seed + n for n in range(count)], world, grid)
