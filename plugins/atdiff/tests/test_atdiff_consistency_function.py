@@ -46,7 +46,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 def test_function_is_the_identity_at_the_smallest_time_bit_for_bit(
     kind: type[NoiseSchedule], form: str, dtype: torch.dtype
 ) -> None:
-    """f(x, t_min) = x exactly in every precision, whatever the network says, in batches of any size."""
+    """f(x, t_min) = x exactly in every precision and batch, whatever the network says."""
     schedule = schedule_of(kind)
     function = ConsistencyFunction(schedule, form, sigma_data=0.7)
     for size in (1, 3, 17):

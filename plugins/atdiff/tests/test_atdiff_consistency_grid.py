@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from typing import Any
@@ -33,8 +34,8 @@ def uniform(count: int) -> Tensor:
 
 
 def test_root_curriculum_has_the_numbers_of_the_paper() -> None:
-    """Worked by hand: N(K / 4) = ceil(sqrt(22801 / 4 - 1 + 4) - 1) + 1 = 76, and both ends."""
-    # s0 = 2, s1 = 150: (s1 + 1)^2 - s0^2 = 22797; a quarter of it is 5699.25, its root + 4 is 75.52.
+    """Worked by hand: N(K / 4) = ceil(sqrt(22797 / 4 + 4) - 1) + 1 = 76, and both ends."""
+    # s0 = 2, s1 = 150: (s1 + 1)^2 - s0^2 = 22797; a quarter and 4 is 5703.25, whose root is 75.52.
     assert root_levels(0.0, 2, 150) == 2
     assert root_levels(0.25, 2, 150) == 76
     assert root_levels(0.5, 2, 150) == 107
@@ -106,7 +107,7 @@ def test_log_normal_law_is_that_of_the_paper() -> None:
     made = grid_of(curriculum="constant", levels=11, index="log-normal")
     grid = made.grid(11, torch.device("cpu")).tolist()
     z = [math.erf((math.log(t) + 1.1) / (2.0 * math.sqrt(2))) for t in grid]
-    mass = [b - a for a, b in zip(z, z[1:], strict=False)]
+    mass = [b - a for a, b in itertools.pairwise(z)]
     wanted = [part / sum(mass) for part in mass]
     drawn = Counter(made.draw(uniform(200_000), 0).t.tolist())
     for place, share in enumerate(wanted):

@@ -4,11 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from advdiff_core.testing import laws
+from advdiff_atdiff.consistency_grid import ConsistencyGrid
+
+from advdiff_core.testing import Drawn, Example, Model, laws
+from advdiff_core.testing.parts import BenchNet
 
 QUALITY = {"metric": {"use": "frechet"}}
 
+TARGET = {"target": Model(BenchNet, follows="student")}
+GRID = Drawn(
+    ConsistencyGrid, ConsistencyGrid.Settings(curriculum="constant", levels=6, sigma_data=1.0)
+)
+ICT = {"target": "student", "distance": "pseudo-huber", "weighting": "inverse-gap"}
+
 EXAMPLES: dict[str, Any] = {
+    "loss_term:consistency-training": [
+        Example(models=TARGET, times=GRID),
+        Example(settings={"view": "adv", "moves": "both"}, models=TARGET, times=GRID),
+        Example(settings=ICT, times=GRID),
+    ],
+    "loss_term:consistency-distillation": [
+        Example(models=TARGET, times=GRID),
+        Example(
+            settings={"view": "adv", "moves": "target", "solver": "euler", "distance": "l1"},
+            models=TARGET,
+            times=GRID,
+        ),
+    ],
+    "sampler:consistency": [{}, {"steps": 3, "function": "lcm"}, {"steps": 2, "grid": "uniform"}],
+    "time_sampler:consistency-grid": [
+        {},
+        {"curriculum": "doubling", "index": "log-normal"},
+        {"curriculum": "constant", "levels": 2, "grid": "log-snr"},
+    ],
     "metric:distribution-gap": [
         {"projections": 8},
         {"sampler": {"use": "heun"}, "steps": 3, "num": 10, "batch": 5, "projections": 4},
