@@ -124,12 +124,28 @@ def assemble(
         seed=recipe.run.seed,
     )
     players = _players(maker, scene, _followers(recipe, scene))
-    shared = [player.phase() for player in players if not player.fresh]
+    shared = Plan([player.phase() for player in players if not player.fresh], scene)
     fresh = {p.name: Plan([p.phase()], scene) for p in players if p.fresh}
+    _check_readers(scene, [shared, *fresh.values()])
     return Experiment(
         recipe=recipe, source=source, augment=augment, scene=scene, players=players,
-        plan=Plan(shared, scene), fresh_plans=fresh, build=maker.build, inits=maker.inits,
+        plan=shared, fresh_plans=fresh, build=maker.build, inits=maker.inits,
     )  # fmt: skip
+
+
+def _check_readers(scene: Scene, plans: Sequence[Plan]) -> None:
+    """Tell each perturbation which models look at its view."""
+    for name, view in scene.views.items():
+        readers = {
+            role
+            for plan in plans
+            for query, views in plan.views.items()
+            if name in views
+            for role in query.forwards(scene)
+        }
+        if view.perturbation is not None and readers:
+            infos = {role: scene.roles[role].info for role in sorted(readers)}
+            view.perturbation.check_readers(infos)
 
 
 def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:

@@ -14,7 +14,10 @@ from advdiff_core.math import norms
 from advdiff_core.types import Budget, Domain, Noised, Unit, expand
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from advdiff_core.draws import Draws
+    from advdiff_core.interfaces.component import ModelInfo
     from advdiff_core.interfaces.query import Query, Step
 
 __all__ = ["Perturbation", "Probe", "SearchCost", "scale_of"]
@@ -86,6 +89,17 @@ class Perturbation(Component):
         """Queries evaluated at moved inputs during the search."""
         del base
         return ()
+
+    def check_readers(self, readers: Mapping[str, ModelInfo]) -> None:
+        """Refuse models for which the perturbation makes no sense; called once, before the run.
+
+        Args:
+            readers: The model roles that look at the view, or at a view made from it, by name.
+
+        Raises:
+            RecipeError: R10, in a subclass; by default all are welcome.
+        """
+        del readers
 
     def cost(self) -> SearchCost:
         """How often `search` evaluates its probes; the plan prints it and a test counts it."""

@@ -27,6 +27,7 @@ def notes_on(recipe: Recipe) -> Iterator[Problem]:
     for spec in recipe.specs():
         yield from _huge(spec)
     yield from _untrained(recipe)
+    yield from _still(recipe)
 
 
 def _note(path: tuple[str | int, ...], message: str, fix: str) -> Problem:
@@ -80,3 +81,25 @@ def _untrained(recipe: Recipe) -> Iterator[Problem]:
         if role not in trained and model.kind == "backbone" and not follows and model.init is None:
             message = f"the model {role!r} is trained by no player and starts from random weights"
             yield _note(("models", role), message, "give it init = ..., or a player")
+
+
+def _still(recipe: Recipe) -> Iterator[Problem]:
+    """Free perturbations that nobody moves."""
+    passes: dict[str, int] = {}
+    for player in recipe.players.values():
+        for view in [view for term in player.terms for view in _views_of(recipe, term)]:
+            passes[view] = max(passes.get(view, 0), player.passes)
+    for name, view in recipe.views.items():
+        if getattr(view.perturb.component, "free", False) and passes.get(name) == 1:
+            message = "a free perturbation starts at 0 and moves between passes: with one it stays"
+            yield _note(("views", name, "perturb"), message, "set passes = 3 in the player's table")
+
+
+def _views_of(recipe: Recipe, term: str) -> Iterator[str]:
+    """The views that a term names, and those they are made from."""
+    made = recipe.terms[term].spec.settings
+    for one in attrs.fields(type(made)):
+        name = getattr(made, one.name) if one.metadata.get("ref") == "view" else ""
+        while name in recipe.views:
+            yield name
+            name = recipe.views[name].base

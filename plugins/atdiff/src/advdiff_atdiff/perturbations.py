@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from advdiff_core import (
     Draws,
     Forward,
     LossTerm,
+    ModelInfo,
     Noised,
     Perturbation,
     Probe,
@@ -98,11 +100,22 @@ class _Ball(Perturbation):
             require_noised(self.build, base)
         return ()
 
+    def check_readers(self, readers: Mapping[str, ModelInfo]) -> None:
+        """Refuse a moved target on a view that no denoiser looks at.
+
+        Raises:
+            RecipeError: R10, naming who does.
+        """
+        if self.follows and all(info.parametrization == "none" for info in readers.values()):
+            names = " and ".join(map(repr, readers))
+            message = f"only {names} looks at this view, no denoiser, so that no target can move"
+            refuse(self.build, "target", message, 'write target = "fixed"')
+
     def budget(self, noised: Noised, rng: Draws) -> Budget:
         """The ball of the settings around each sample."""
         del rng
         keys, entries = self.settings, noised.x_t[0].numel()
-        rms = torch.full((len(noised.x_t),), keys.rho, device=noised.x_t.device).double()
+        rms = noised.x_t.new_full((len(noised.x_t),), keys.rho, dtype=torch.float64)
         if self._neighbours is not None:
             assert noised.t is not None, "needs() refuses images"
             rms = torch.minimum(rms, self._neighbours.rms(noised.t))
