@@ -58,6 +58,8 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "samples-are-independent",
             "leaves-everything-alone",
             "gradients-arrive",
+            "labels-as-declared",
+            "guidance-as-declared",
             "double-backward-as-declared",
             "channels-last",
             "bf16-autocast",

@@ -41,7 +41,10 @@ TAP = {"features": "tap", "role": "student", "tap": "hidden"}
 EXAMPLES = {
     "backbone:mlp": [
         {"width": 16},
-        {"width": 16, "fourier": 2, "conditional": True, "dropout": 0.1, "label_dropout": 0.1},
+        {
+            "width": 16, "fourier": 2, "conditional": True, "dropout": 0.1, "label_dropout": 0.1,
+            "guided": True,
+        },
         {"width": 16, "outputs": 5},
         {"width": 16, "learn_sigma": True},
     ],
@@ -51,6 +54,7 @@ EXAMPLES = {
             settings={
                 "channels": 8, "channel_mult": [1, 2], "attention": [6], "head_channels": 4,
                 "conditional": True, "dropout": 0.1, "label_dropout": 0.1, "blocks": 1,
+                "guided": True,
             },
             data=IMAGES,
         ),

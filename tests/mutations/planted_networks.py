@@ -207,6 +207,84 @@ class DetachedInput(Healthy):
         return super().enter(x.detach(), c_noise)
 
 
+class Told(Healthy):
+    """Embeds labels and the strength of guidance: healthy."""
+
+    classes = 3
+    guided = True
+    added = ("strength.weight",)
+
+    def __init__(self, settings, build):
+        super().__init__(settings, build)
+        self.label = nn.Embedding(4, settings.width)
+        self.strength = nn.Linear(1, settings.width, bias=False)
+
+    def embed(self, labels, guidance, x):
+        """What both add to the features."""
+        known = torch.full((len(x),), 3) if labels is None else labels
+        w = x.new_zeros(len(x)) if guidance is None else guidance
+        return self.label(known) + self.strength(w[:, None].to(x.dtype))
+
+    def forward(self, x, c_noise=None, labels=None, *, taps=(), stop_at=None, guidance=None):
+        """Run it."""
+        out = super().forward(x, c_noise, labels, taps=taps, stop_at=stop_at)
+        if out.output is None:
+            return out
+        moved = self.last(self.embed(labels, guidance, x)).reshape(x.shape)
+        return out._replace(output=out.output + moved)
+
+
+@planted("labels-as-declared", "with classes = 0", "self.classes")
+class HidesLabels(Told):
+    """Embeds labels and does not say so."""
+
+    classes = 0
+
+
+@planted("labels-as-declared", "other labels or none, with classes = 3", "embed the labels")
+class ForgetsLabels(Told):
+    """Says that it knows labels, and drops them."""
+
+    def embed(self, labels, guidance, x):
+        """The strength alone."""
+        return super().embed(None, guidance, x)
+
+
+@planted("guidance-as-declared", "whatever the strength", "embed `guidance`")
+class Deaf(Told):
+    """Takes the strength and does nothing with it."""
+
+    def embed(self, labels, guidance, x):
+        """Labels alone."""
+        return super().embed(labels, None, x)
+
+
+@planted("guidance-as-declared", "another output without guidance", "zeros where guidance is None")
+class Presumes(Told):
+    """Guides by 1 where it is told nothing."""
+
+    def embed(self, labels, guidance, x):
+        """One in place of zero."""
+        return super().embed(labels, torch.ones(len(x)) if guidance is None else guidance, x)
+
+
+@planted("guidance-as-declared", "another one is told another strength", "never its mean")
+class Averages(Told):
+    """Guides all samples alike."""
+
+    def embed(self, labels, guidance, x):
+        """The mean."""
+        w = None if guidance is None else guidance.mean().expand(len(x))
+        return super().embed(labels, w, x)
+
+
+@planted("guidance-as-declared", "in `added` that it has not got", "state_dict")
+class Misnames(Told):
+    """Names a tensor that it has not got."""
+
+    added = ("strength.bias",)
+
+
 @planted("double-backward-as-declared", "double backward", "supports_double_backward = False")
 class OnceOnly(Healthy):
     """A fused layer with one derivative."""

@@ -44,6 +44,7 @@ HEALTHY = [
     planted_networks.Healthy,
     planted_networks.Honest,
     planted_networks.Target,
+    planted_networks.Told,
     planted_optimizers.Healthy,
     planted_perturbations.Free,
     planted_perturbations.Healthy,

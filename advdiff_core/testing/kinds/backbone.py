@@ -33,6 +33,19 @@ def made(subject: Subject, world: World) -> Backbone:
     return found.eval()
 
 
+def lively(subject: Subject, world: World) -> Backbone:
+    """A copy of the network whose weights all matter: layers that start at zero hide faults."""
+
+    def moved() -> Backbone:
+        net = copy.deepcopy(made(subject, world))
+        with torch.no_grad():
+            for number, parameter in enumerate(net.parameters()):
+                parameter.add_(gaussian(number, tuple(parameter.shape), scale=0.1))
+        return net
+
+    return subject.memo(("lively", world.name), moved)
+
+
 def inputs(world: World, seed: int, size: int, scale: float = 1.0) -> dict[str, Any]:
     """A batch as a denoiser gets it: `x` [B, ...], `c_noise` [B], `labels` [B]."""
     x = gaussian(seed, (size, *world.data.shape), scale=scale)
@@ -218,6 +231,70 @@ def gradients_arrive(subject: Subject, world: World, seed: int, scale: float) ->
     for gradient in found:
         if gradient is not None:
             finite(gradient, what="a gradient", mend="look for roots and norms at zero")
+
+
+@law("labels-as-declared", effort=0.5, world=worlds, seed=seeds())
+def labels_as_declared(subject: Subject, world: World, seed: int) -> None:
+    """Labels change the output exactly if it declares `classes`; so does their absence."""
+    net, batch = lively(subject, world), inputs(world, seed, 2)
+    if batch["labels"] is None:
+        message = "the data have no labels"
+        raise NotApplicable(message)
+    first = torch.zeros(2, dtype=torch.int64)
+    others = (None, first + 1) if net.classes != 1 else (None,)
+    with torch.no_grad():
+        wanted = output(net, {**batch, "labels": first})
+        found = [output(net, {**batch, "labels": labels}) for labels in others]
+    if not net.classes and any(not torch.equal(out, wanted) for out in found):
+        raise wrong(
+            "that labels change the output, with classes = 0",
+            wanted="the number of classes whose labels it is told",
+            mend="set `self.classes`: guidance and metrics ask for it",
+        )
+    if net.classes and any(torch.equal(out, wanted) for out in found):
+        raise wrong(
+            f"the same output with other labels or none, with classes = {net.classes}",
+            wanted="an output that depends on the label; None is no label",
+            mend="embed the labels, or set `self.classes = 0`",
+        )
+
+
+@law("guidance-as-declared", effort=0.5, world=worlds, seed=seeds())
+def guidance_as_declared(subject: Subject, world: World, seed: int) -> None:
+    """If it is `guided`, the strength of guidance changes the output; None is a strength of 0."""
+    net, batch = lively(subject, world), inputs(world, seed, 2)
+    missing = set(net.added) - set(net.state_dict())
+    if missing:
+        raise wrong(
+            f"a tensor {min(missing)!r} in `added` that it has not got",
+            wanted="names of its state_dict()",
+            mend="write the names that state_dict() gives",
+        )
+    if not net.guided:
+        message = "it is told no strength of guidance"
+        raise NotApplicable(message)
+    with torch.no_grad():
+        plain = output(net, batch)
+        zero, strong = (
+            run(net, batch, guidance=torch.tensor(w)).output for w in ([0.0, 0.0], [0.0, 7.5])
+        )
+    if not (isinstance(zero, Tensor) and torch.equal(zero, plain)):
+        raise wrong(
+            "another output without guidance than with a strength of 0",
+            wanted="the same",
+            mend="take zeros where guidance is None",
+        )
+    if not isinstance(strong, Tensor) or torch.equal(strong[1], plain[1]):
+        raise wrong(
+            "the same output whatever the strength of guidance, with guided = True",
+            wanted="an output that depends on it",
+            mend="embed `guidance`, or set `guided = False`",
+        )
+    same_values(
+        strong[0], plain[0], rtol=1e-3, atol=1e-5,
+        what="the output of a sample when another one is told another strength",
+        mend="each sample has a strength of its own: [B], never its mean",
+    )  # fmt: skip
 
 
 @law("double-backward-as-declared", effort=0.5, world=worlds, seed=seeds())

@@ -96,7 +96,7 @@ EXAMPLES = {
     ],
     "backbone:diffusers:SD3": [Example(settings={"config": SD3, "tokens": 3}, data=LATENTS)],
     "backbone:diffusers:UNet2DConditionModel": [
-        Example(settings={"config": TEXT_UNET, "conditional": True}, data=LATENTS)
+        Example(settings={"config": TEXT_UNET, "conditional": True, "guided": True}, data=LATENTS)
     ],
     "backbone:diffusers:UNet2DModel": [
         {"config": UNET, "conditional": True, "label_dropout": 0.1, "attention_kernel": "math"},
