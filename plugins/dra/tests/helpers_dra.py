@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advdiff_core import DataInfo, Domain, LossTerm, View
 from advdiff_core.step.plan import Phase, Plan
+from advdiff_core.step.step import TrainStep
 from advdiff_core.testing.steps import Model, Moved, Stage, StepResult, Turn, build_stage, run_step
 
 CLASSES = 5
@@ -49,6 +50,13 @@ def run(made: Stage, term: LossTerm, y: Tensor | None = None) -> StepResult:
 def logits_of(made: Stage) -> tuple[Tensor, Tensor]:
     """Logits of the clean and of the shifted points [12, K], by the network alone."""
     network = made.scene.roles["student"].module.double()
-    phase = Phase(player="student", roles=frozenset({"student"}), needs=(View("adv"),))
-    adv = made.step(Plan([phase], made.scene), points(), labels()).get(View("adv"))
+    adv = entered(made, points(), labels(), View("adv")).get(View("adv"))
     return network(points()).output, network(adv.x_t).output
+
+
+def entered(made: Stage, x: Tensor, y: Tensor, *needs: Any, **place: Any) -> TrainStep:
+    """A step on `x` [B, ...] in which the student trains on these queries."""
+    phase = Phase(player="student", roles=frozenset({"student"}), needs=needs)
+    step = made.step(Plan([phase], made.scene), x, y, **place)
+    step.enter(phase, [])
+    return step
