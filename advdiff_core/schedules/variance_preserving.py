@@ -118,19 +118,35 @@ class VPLinear(_VP):
     """Variance preserving with linearly growing noise increments (DDPM; the VP SDE).
 
     Discrete: Ho et al. (2020), `beta_i` from `beta_start` to `beta_end` over `num_steps` times. The
-    same shape at another number of steps needs other betas. Continuous (`num_steps = 0`): Song et
+    same shape at another number of steps needs other betas. Latent diffusion (Rombach et al.,
+    2022) has `beta_start = 0.00085, beta_end = 0.012, root = true`. Continuous (`num_steps = 0`): Song et
     al. (2021), eq. 33, `log alpha_bar(t) = -t^2 (beta_max - beta_min) / 2 - t beta_min` on (0, 1].
     """
 
     @settings
     class Settings(DiscreteTime):
-        """Noise increments."""
+        """Noise increments.
+
+        Raises:
+            ValueError: For square roots that grow linearly in continuous time.
+        """
 
         beta_start: float = setting(1e-4, help="First increment, discrete.", gt=0, lt=1)
         beta_end: float = setting(0.02, help="Last increment, discrete.", gt=0, lt=1)
+        root: bool = setting(
+            default=False,
+            help="The increments' square roots grow linearly, as in Stable Diffusion; discrete.",
+        )
         beta_min: float = setting(0.1, help="Rate of noise at t = 0, continuous.", gt=0)
         beta_max: float = setting(20.0, help="Rate of noise at t = 1, continuous.", gt=0)
         t_min: float = setting(1e-5, help="Smallest training time, continuous.", gt=0, lt=1)
+
+        def __attrs_post_init__(self) -> None:
+            """Check the number of times, and that they are discrete where that matters."""
+            DiscreteTime.__attrs_post_init__(self)
+            if self.root and not self.num_steps:
+                message = "root: true is for discrete times, num_steps: 0 is continuous"
+                raise ValueError(message)
 
     settings: Settings
 
@@ -141,6 +157,9 @@ class VPLinear(_VP):
 
     def _betas(self, num_steps: int) -> Tensor:
         first, last = self.settings.beta_start, self.settings.beta_end
+        if self.settings.root:
+            roots = torch.linspace(first**0.5, last**0.5, num_steps, dtype=torch.float64)
+            return roots.square()
         return torch.linspace(first, last, num_steps, dtype=torch.float64)
 
     def _formula(self, t: Tensor) -> Tensor:

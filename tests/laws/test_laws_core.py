@@ -76,7 +76,7 @@ EXAMPLES = {
         Example(best={"sliced_wasserstein": 0.0}, symmetric=("sliced_wasserstein",))
     ],
     "noise_schedule:vp-cosine": [{}, {"num_steps": 0}],
-    "noise_schedule:vp-linear": [{}, {"num_steps": 0}, {"num_steps": 7}],
+    "noise_schedule:vp-linear": [{}, {"num_steps": 0}, {"num_steps": 7}, {"root": True}],
     "optimizer:torch:Muon": [{}],
     "optimizer:torch:NAdam": [{}],
     "perturbation:attack": [

@@ -20,6 +20,7 @@ SCHEDULES = {
     "vp-linear": made(VPLinear),
     "vp-linear-2": made(VPLinear, num_steps=2),
     "vp-linear-6": made(VPLinear, num_steps=6),
+    "vp-root": made(VPLinear, root=True, beta_start=0.00085, beta_end=0.012),
     "vp-sde": made(VPLinear, num_steps=0),
     "vp-sde-falling": made(VPLinear, num_steps=0, beta_min=20.0, beta_max=0.1),
     "vp-cosine": made(VPCosine),
@@ -48,6 +49,21 @@ def test_vp_tables_match_diffusers(schedule, name, dtype):
     ours = made(schedule)
     assert_close(ours.alpha(t).square().float(), reference, atol=1e-6, rtol=0)
     assert_close(ours.sigma(t).square().float(), 1 - reference, atol=1e-6, rtol=0)
+
+
+def test_vp_root_is_the_schedule_of_stable_diffusion():
+    """Square roots of the increments grow linearly: diffusers' "scaled_linear"."""
+    keys = {"beta_start": 0.00085, "beta_end": 0.012}
+    reference = DDPMScheduler(beta_schedule="scaled_linear", **keys).alphas_cumprod
+    t = torch.arange(1, 1001).double() / 1000
+    found = made(VPLinear, root=True, **keys).alpha(t).square().float()
+    assert_close(found, reference, atol=1e-6, rtol=0)
+
+
+def test_vp_root_needs_discrete_times():
+    """In continuous time nothing has a square root that could grow."""
+    with pytest.raises(ValueError, match="root: true is for discrete times, num_steps: 0 is con"):
+        made(VPLinear, root=True, num_steps=0)
 
 
 def test_vp_sde_is_the_formula_of_song():
