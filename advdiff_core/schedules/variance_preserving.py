@@ -119,8 +119,9 @@ class VPLinear(_VP):
 
     Discrete: Ho et al. (2020), `beta_i` from `beta_start` to `beta_end` over `num_steps` times. The
     same shape at another number of steps needs other betas. Latent diffusion (Rombach et al.,
-    2022) has `beta_start = 0.00085, beta_end = 0.012, root = true`. Continuous (`num_steps = 0`): Song et
-    al. (2021), eq. 33, `log alpha_bar(t) = -t^2 (beta_max - beta_min) / 2 - t beta_min` on (0, 1].
+    2022) has `beta_start = 0.00085, beta_end = 0.012, root = true`. Continuous (`num_steps = 0`):
+    Song et al. (2021), eq. 33, on (0, 1],
+    `log alpha_bar(t) = -t^2 (beta_max - beta_min) / 2 - t beta_min`.
     """
 
     @settings
