@@ -26,8 +26,11 @@ class EmaRule:
     power: float | None = None
     halflife: float | None = None
 
-    def decay(self, *, updates: int, nimg: int, batch: int) -> float:
-        """Decay of the update that ends at `nimg` images, the `updates`-th one (from 0)."""
+    def decay(self, *, updates: int, nimg: float, batch: float) -> float:
+        """Decay of the update that ends at `nimg` images, the `updates`-th one (from 0).
+
+        One of several updates on a batch stands for a part of its images.
+        """
         if self.power is not None:
             return math.pow(1 - batch / max(nimg, batch), power_exponent(self.power) + 1)
         if self.halflife is not None:
@@ -69,7 +72,7 @@ class Ema:
         }
 
     @torch.no_grad()
-    def update(self, *, nimg: int, batch: int) -> None:
+    def update(self, *, nimg: float, batch: float) -> None:
         """Follow the module after an optimizer step that ended at `nimg` images."""
         decay = self.rule.decay(updates=self.updates, nimg=nimg, batch=batch)
         shadow = [self.shadow[name] for name in self._parameters]

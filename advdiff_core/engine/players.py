@@ -163,7 +163,8 @@ class Turn:
             with self._displaced(phase, steps):
                 total = self._pass(phase, steps, last=last)
             if last or self.player.moves:
-                self._update(total)
+                share = (turn + 1) / self.player.passes if self.player.moves else 1.0
+                self._update(total, share)
             self.watch.report(self.world, self.batch)
 
     def _pass(self, phase: Phase, steps: Sequence[TrainStep], *, last: bool) -> Tensor:
@@ -223,7 +224,14 @@ class Turn:
         for group, rate in zip(self.player.optimizer.param_groups, self.player.rates, strict=True):
             group["lr"] = rate * factor
 
-    def _update(self, total: Tensor) -> None:
+    def _update(self, total: Tensor, share: float) -> None:
+        """Move the weights, and what follows them.
+
+        Args:
+            total: The loss of this process.
+            share: Part of the batch's updates that are done with this one: averages that count
+                images forget as much in a batch of several passes as in one of a single pass.
+        """
         player = self.player
         parameters = [parameter for _, parameter in player.parameters]
         self.world.sync_gradients(parameters)
@@ -234,9 +242,10 @@ class Turn:
         player.optimizer.step()
         player.optimizer.zero_grad(set_to_none=True)
         player.updates += 1
+        updates = player.passes if player.moves else 1
         for emas in player.emas.values():
             for ema in emas:
-                ema.update(nimg=self.nimg + self.batch, batch=self.batch)
+                ema.update(nimg=self.nimg + share * self.batch, batch=self.batch / updates)
         times = self.scene.times
         for follower in player.followers:
             follower.update(None if times is None else times.levels(self.nimg))

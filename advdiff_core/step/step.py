@@ -74,6 +74,8 @@ class TrainStep:
         self.later: frozenset[str] = frozenset()
         #: Whether a graph built in one phase may be kept for a later one (off with micro-batches).
         self.share = True
+        #: Times that the weights have moved since the player at hand began.
+        self.moved = 0
         self.probing = False
         self.searching = False
         self.asked: set[Query[Any]] = set()
@@ -171,7 +173,7 @@ class TrainStep:
         """
         base = self.get(View(view))
         probe = TrainStep(self.scene, self.plan, self.x0, self.y, self.place)
-        probe.c_augment = self.c_augment
+        probe.c_augment, probe.moved = self.c_augment, self.moved
         probe.probing, probe._allowed, probe._free = True, allowed, dict(self._free)
         # What does not depend on the moved input is a constant of the search.
         keep = {q: detached(v) for q, v in self._memo.items() if view not in self.plan.views[q]}
@@ -185,7 +187,7 @@ class TrainStep:
 
     def enter(self, phase: Phase, later: Iterable[Phase]) -> None:
         """Begin a player's turn."""
-        self.own = phase.roles
+        self.own, self.moved = phase.roles, 0
         self.later = frozenset().union(*(other.roles for other in later))
         self.upcoming = self.later if self.share else frozenset()
 
@@ -197,6 +199,8 @@ class TrainStep:
 
     def leave(self, phase: Phase, *, last: bool) -> None:
         """End a backward pass of a player: forget or detach what it used up."""
+        if phase.moves and not last:
+            self.moved += 1
 
         def spent(query: Query[Any]) -> bool:
             if last and self.plan.views[query] & self.plan.free_views:
@@ -277,13 +281,15 @@ class TrainStep:
     def seed_global(self, role: Role) -> Callable[[], None]:
         """Key torch's global generator for a forward that draws from it; returns what undoes that.
 
-        All forwards of a step share their masks: views are compared under the same ones.
+        All forwards of a step share their masks: views are compared under the same ones. Weights
+        that have moved get others, as they would in a step of their own.
         """
         if not (role.random and role.module.training):
             return lambda: None
         generator = global_generator(self.x0.device)
         state, place = generator.get_state(), self.place
-        key = keyed_generator(self.scene.seed, place.index, place.start, "dropout")
+        stream = f"dropout/{self.moved}" if self.moved else "dropout"
+        key = keyed_generator(self.scene.seed, place.index, place.start, stream)
         generator.manual_seed(key.initial_seed())
 
         def restore() -> None:
