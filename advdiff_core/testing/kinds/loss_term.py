@@ -6,9 +6,12 @@ import itertools
 from typing import Any
 
 import torch
+from attrs import evolve
 from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
+from advdiff_core.errors import RecipeError
 from advdiff_core.interfaces.query import Query
 from advdiff_core.step.queries import Noise, Time, View
 from advdiff_core.step.values import tensors_in
@@ -16,7 +19,7 @@ from advdiff_core.testing import bench, casts
 from advdiff_core.testing.bench import World, seeds, sizes
 from advdiff_core.testing.compare import finite, same_values
 from advdiff_core.testing.findings import NotApplicable, wrong
-from advdiff_core.testing.kinds.rigs import worlds
+from advdiff_core.testing.kinds.rigs import rig, worlds
 from advdiff_core.testing.law import Laws
 from advdiff_core.testing.state import leaves
 from advdiff_core.testing.subject import Subject
@@ -27,7 +30,28 @@ LAWS = Laws("loss_term")
 law = LAWS.law
 
 parametrizations = st.sampled_from(bench.PARAMETRIZATIONS)
-schedules = bench.schedules()
+
+
+def schedules(subject: Subject) -> SearchStrategy[str]:
+    """Names of the schedules it accepts."""
+    return st.sampled_from(subject.memo("schedules", lambda: _accepted(subject)))
+
+
+def _accepted(subject: Subject) -> tuple[str, ...]:
+    fitting = rig(subject).fit(subject)[0]
+    if not fitting:
+        message = "it does not build: see law 'builds'"
+        raise NotApplicable(message)
+    return tuple(name for name in bench.SCHEDULES if _takes(subject, fitting[0], name))
+
+
+def _takes(subject: Subject, world: World, schedule: str) -> bool:
+    stage = casts.term_stage(subject, world, schedule=schedule)
+    try:
+        subject.build(evolve(stage.build, path="terms.tested"))
+    except RecipeError:
+        return False
+    return True
 
 
 @law("one-loss-per-sample", world=worlds, seed=seeds(), size=sizes(1, 4),
@@ -35,7 +59,7 @@ schedules = bench.schedules()
 def one_loss_per_sample(  # noqa: PLR0913 - the witness.
     subject: Subject, world: World, seed: int, size: int, parametrization: str, schedule: str
 ) -> None:
-    """The loss is [B], of the type of the data, finite and with a graph, on every schedule."""
+    """The loss is [B], of the type of the data, finite and with a graph, on schedules it accepts."""
     asked = casts.ask(
         subject, world, size=size, seed=seed, parametrization=parametrization, schedule=schedule
     )

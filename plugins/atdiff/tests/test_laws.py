@@ -6,6 +6,7 @@ from typing import Any
 
 from advdiff_atdiff.consistency_grid import ConsistencyGrid
 
+from advdiff_core.backbones.mlp import MLP
 from advdiff_core.testing import Drawn, Example, Model, laws
 from advdiff_core.testing.parts import BenchNet
 
@@ -16,6 +17,11 @@ GRID = Drawn(
     ConsistencyGrid, ConsistencyGrid.Settings(curriculum="constant", levels=6, sigma_data=1.0)
 )
 ICT = {"target": "student", "distance": "pseudo-huber", "weighting": "inverse-gap"}
+
+#: A small network with a variance head, for images and points.
+LEARNS: dict[str, Any] = {
+    "student": Model(MLP, settings=MLP.Settings(width=8, blocks=1, learn_sigma=True))
+}
 
 EXAMPLES: dict[str, Any] = {
     "loss_term:consistency-training": [
@@ -56,6 +62,10 @@ EXAMPLES: dict[str, Any] = {
         {"norm": "linf", "start": "uniform", "start_scale": 0.5, "steps": 2},
         {"norm": "l1", "target": "fixed", "radius": "neighbours", "alpha": 0.01},
         {"term": {"use": "denoise", "space": "x0"}, "ascent": "frozen", "steps": 1, "alpha": 0.01},
+    ],
+    "loss_term:hybrid": [
+        Example(models=LEARNS),
+        Example(settings={"space": "x0", "levels": 17, "vb_weight": 0.01}, models=LEARNS),
     ],
     # Any other factor leaves the path of a denoiser that is right, as it should.
     "sampler:epsilon-scaling": [
