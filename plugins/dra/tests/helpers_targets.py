@@ -55,7 +55,8 @@ def tables(
             "align": {"use": "feature-alignment", "hidden": 16, **(term or {})},
         },
         "players": {"student": {
-            "terms": ["trades", "align"], "optimizer": {"use": "sgd", "lr": 0.05}, "ema": [],
+            "terms": ["trades", "align"], "ema": [],
+            "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9},
         }},
         "evaluate": {"metrics": []},
     }  # fmt: skip

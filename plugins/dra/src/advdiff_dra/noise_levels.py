@@ -68,7 +68,6 @@ class NoiseLevels(nn.Module):
         self.keys, self.schedule = keys, build.schedule
         #: The fixed time; None where times are drawn.
         self.t = None if keys.level == "random" else _fixed_time(keys, build, build.schedule)
-        # Keyed by the seed, so that no checkpoint has to hold it.
         drawn = torch.randn(1, *build.data.shape, generator=build.generator("noise"))
         self.register_buffer("eps", drawn if keys.noise == "fixed" else None, persistent=False)
 
