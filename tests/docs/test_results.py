@@ -1,0 +1,159 @@
+"""Scripts of results: what they train and measure are recipes that load, and their page is written.
+
+Nothing is trained: the scripts run with a lab that notes what it is asked for and makes up numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from advdiff_core.cli.environment import catalogue
+from advdiff_core.recipe import load_recipe
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+SCRIPTS = {
+    "robustadv": ("vitro", "sweeps", "images", "mnist", "probes"),
+    "atdiff": ("points", "digits", "images", "ablation", "robustness"),
+}
+
+
+class Rehearsal:
+    """What a script asks its lab for: recipes with changed keys, measurements, records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.recipes: dict[Path, tuple[Path, dict[str, Any]]] = {}
+        self.asked: list[tuple[Path, dict[str, Any]]] = []
+        self.records: dict[str, Any] = {}
+
+    def train(self, name: str, recipe: Path, keys: Mapping[str, Any]) -> Path:
+        """A run that is not there."""
+        run = self.folder / name
+        assert run not in self.recipes or self.recipes[run] == (recipe, dict(keys)), name
+        self.recipes[run] = recipe, dict(keys)
+        return run
+
+    def measure(self, run: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Numbers for whatever is asked for."""
+        self.asked.append((run, dict(keys)))
+        _, own = self.recipes.get(run, (None, {}))
+        metrics = keys.get("evaluate.metrics", own.get("evaluate.metrics", []))
+        return {"metrics": {name: 1.0 for one in metrics for name in _numbers(one)}}
+
+    def record(self, name: str, found: Any) -> None:
+        """Kept, as JSON would."""
+        self.records[name] = json.loads(json.dumps(found))
+
+
+def _numbers(metric: Mapping[str, Any]) -> Iterator[str]:
+    """Names of a metric's numbers, of those that pages show."""
+    inner = metric.get("metric", metric)
+    end = f"_{inner['role']}_{inner['tap']}" if "tap" in inner else ""
+    name = inner["use"].replace("-", "_") + end
+    if metric["use"] == "few-steps":
+        for steps in metric["steps"]:
+            for label in metric.get("labels", [""]):
+                yield "_".join(filter(None, ("few_steps", name, label, str(steps))))
+    elif metric["use"] == "noise-robustness":
+        yield f"noise_{name}_plain"
+        for level in metric["levels"]:
+            for place in ("every", *(f"at{place:g}" for place in metric["places"])):
+                yield f"noise_{name}_{place}_{level:g}"
+    elif metric["use"] == "distribution-gap":
+        for part in ("sliced", "sliced_floor", "sliced_worst", "eps_norm", "variance"):
+            yield f"gap_{part}"
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Opens a folder's scripts, whose modules are forgotten afterwards."""
+    before = set(sys.modules)
+
+    def open_(folder: str, name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(str(RESULTS / folder))
+        return importlib.import_module(name)
+
+    yield open_
+    for name in set(sys.modules) - before:
+        origin = getattr(sys.modules[name], "__file__", None)
+        if origin and Path(origin).is_relative_to(RESULTS):
+            del sys.modules[name]
+
+
+def rehearse(stage: Any, monkeypatch: pytest.MonkeyPatch, folder: str, name: str) -> Rehearsal:
+    """What one script would do."""
+    told = Rehearsal(Path("/nowhere"))
+    script = stage(folder, name)
+    monkeypatch.setattr(script, "open_lab", lambda given: told)
+    monkeypatch.setattr(script, "record", lambda *given: None, raising=False)
+    monkeypatch.setattr(sys, "argv", [name, "--out", str(told.folder), "--data", "data"])
+    script.main()
+    return told
+
+
+def check(recipe: Path, keys: Mapping[str, Any], toml: Any) -> None:
+    """`advdiff check`: every key exists and has a value that is allowed."""
+    words = [f"{key}={toml(value)}" for key, value in keys.items()]
+    load_recipe(recipe, tuple(words), catalogue())
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [(folder, name) for folder, names in SCRIPTS.items() for name in names]
+)
+def test_what_a_script_trains_and_measures_can_be_loaded(
+    stage: Any, monkeypatch: pytest.MonkeyPatch, folder: str, name: str
+) -> None:
+    """Recipes with all changes of keys, as trained and as measured; seeds are left out."""
+    told = rehearse(stage, monkeypatch, folder, name)
+    toml = stage(folder, "lab").toml
+    seen = set()
+    asked = [(run, {}) for run in told.recipes] + told.asked
+    for run, more in asked:
+        if run not in told.recipes:
+            continue
+        recipe, keys = told.recipes[run]
+        keys = {**keys, **more} | {"run.seed": 0}
+        text = f"{recipe} {toml(keys)}"
+        if text not in seen:
+            check(recipe, keys, toml)
+        seen.add(text)
+    assert told.recipes, "a script trains something"
+    assert told.records, "and keeps what it found"
+
+
+def test_the_page_of_atdiff_shows_every_record_and_says_what_is_missing(
+    stage: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From made-up numbers, which are all 1; without records, each part names its script."""
+    pytest.importorskip("matplotlib")
+    records = {}
+    for name in SCRIPTS["atdiff"]:
+        records |= rehearse(stage, monkeypatch, "atdiff", name).records
+    page, probes, values = (stage("atdiff", name) for name in ("page", "page_probes", "values"))
+    for module in (page, probes, values):
+        monkeypatch.setattr(module, "HERE", tmp_path)
+    found = {}
+    for known in (records, {}):
+        for module in (page, probes):
+            monkeypatch.setattr(module, "record", lambda folder, name, known=known: known.get(name))
+        monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "runs")])
+        page.main()
+        found[bool(known)] = (tmp_path / "atdiff.md").read_text()
+    assert found[False].count("Written and not run for want of time") == len(SCRIPTS["atdiff"])
+    assert "not run" not in found[True]
+    row = "| ancestral | 10 | 1 (1-1) | 1 (1-1); +0 %, lower in 0 of 3 | "
+    assert found[True].count(row) == 2
+    assert (
+        "| free AT, full | 21,312 | 1 (1) |" in found[True]
+        or "| free AT, full | 21312 |" in found[True]
+    )
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {f"atdiff-{end}.png" for end in ("points", "digits", "cifar16", "noise")}
