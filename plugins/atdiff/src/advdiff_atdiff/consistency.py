@@ -107,7 +107,9 @@ class ConsistencyTraining(_Consistency):
     neighbouring times of the grid. With `target = "student"`, `distance = "pseudo-huber"` and
     `weighting = "inverse-gap"` it is improved consistency training (Song & Dhariwal, 2023). On a
     perturbed view it is adversarial; which input delta moves is UNKNOWN in the paper of AT_Diff:
-    `moves` has three readings (DERIVED), and option A as our default.
+    `moves` has three readings (DERIVED), and option A as our default. In A and C the target is a
+    constant of the ascent, too, so that in C a step need not raise the loss; in B the gradient
+    towards delta runs through the target network alone.
     """
 
     @settings
