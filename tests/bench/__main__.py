@@ -9,7 +9,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-SUITES = ("step", "precision", "startup", "data", "attack_view", "robustadv")
+SUITES = ("step", "precision", "startup", "data", "attack_view", "robustadv", "atdiff")
 
 
 def main() -> None:

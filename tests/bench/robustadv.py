@@ -12,25 +12,27 @@ of the peak resident set over a few steps, each side in a process of its own.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from advdiff_core.engine.assemble import assemble
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.memory import keep_freed_memory
-from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.trainer import Trainer
-from advdiff_core.recipe import recipe_from_dict
 from advdiff_core.types import Cost
+from tests.bench.sides import (
+    costs_of,
+    in_turns,
+    memory_of,
+    peak_growth,
+    pictures,
+    ratios,
+    trainer_of,
+)
 
 BATCH, ROUNDS, WARM_UP, MEMORY_STEPS = 16, 24, 3, 3
 RAYS = {"plain": "", "random": "ray-random", "adversarial": "ray-fgsm"}
@@ -56,18 +58,7 @@ def trainer(side: str, precision: str, images: Path) -> Trainer:
         tables["views"] = {"adv": {"from": "clean", "perturb": {"use": RAYS[side]}}}
         tables["terms"]["equivariance"] = {"use": "equivariance", "weight": 0.3}
         tables["players"]["student"]["terms"] = ["denoise", "equivariance"]
-    made = assemble(recipe_from_dict(tables), device="cpu")
-    found = Trainer(made, world=World(), ticks=None, stop=StopFlag())  # type: ignore[arg-type]
-    found.index = 2
-    return found
-
-
-def cost_of(side: Trainer) -> Cost:
-    """Passes of its next step."""
-    role = side.scene.roles["student"]
-    role.cost = Cost()
-    side.train_step()
-    return role.cost
+    return trainer_of(tables)
 
 
 def units_of(cost: Cost) -> int:
@@ -79,19 +70,11 @@ def units_of(cost: Cost) -> int:
 def compare(precision: str, images: Path) -> list[dict[str, object]]:
     """The entries of one precision."""
     sides = {side: trainer(side, precision, images) for side in RAYS}
-    costs = {side: cost_of(one) for side, one in sides.items()}
+    costs = {side: costs_of(one)["student"] for side, one in sides.items()}
     # Same weights, samples, times and noise: the sides begin at one loss.
     losses = [one.stats.means(World())["loss/denoise"] for one in sides.values()]
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    busy: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(WARM_UP + ROUNDS):
-        for side in list(sides)[:: 1 if number % 2 else -1]:
-            began, before = time.perf_counter(), time.process_time()
-            sides[side].train_step()
-            if number >= WARM_UP:
-                times[side].append(time.perf_counter() - began)
-                busy[side].append(time.process_time() - before)
-    memory = {side: _memory(side, precision, images) for side in sides}
+    times, busy = in_turns(sides, rounds=ROUNDS, warm_up=WARM_UP)
+    memory = {side: memory_of("robustadv", side, precision, str(images)) for side in sides}
     return [
         _entry(side, precision, times, busy, costs[side], memory, same_loss=len(set(losses)) == 1)
         for side in ("random", "adversarial")
@@ -102,16 +85,16 @@ def _entry(
     side: str, precision: str, times: dict[str, list[float]], busy: dict[str, list[float]],
     cost: Cost, memory: dict[str, int], *, same_loss: bool,
 ) -> dict[str, object]:  # fmt: skip
-    ratios = _ratios(times, side)
-    ratio, growth = statistics.median(ratios), memory[side] / memory["plain"]
+    found = ratios(times, side, "plain")
+    ratio, growth = statistics.median(found), memory[side] / memory["plain"]
     right = same_loss and units_of(cost) == UNITS[side]
     return {
         "name": f"{side} ray, {precision}",
         "seconds a step": statistics.median(times[side]),
         "seconds a plain step": statistics.median(times["plain"]),
         "ratio": ratio,
-        "spread": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-        "ratio of processor seconds": statistics.median(_ratios(busy, side)),
+        "spread": [found[len(found) // 4], found[3 * len(found) // 4]],
+        "ratio of processor seconds": statistics.median(ratios(busy, side, "plain")),
         "target": TIME[side],
         "forwards": cost.forwards,
         "input-only backwards": cost.input_backwards,
@@ -126,47 +109,17 @@ def _entry(
     }
 
 
-def _ratios(times: dict[str, list[float]], side: str) -> list[float]:
-    return sorted(a / b for a, b in zip(times[side], times["plain"], strict=True))
-
-
-def _memory(side: str, precision: str, images: Path) -> int:
-    command = [sys.executable, "-m", "tests.bench.robustadv", side, precision, str(images)]
-    # Freed blocks go back at once: otherwise the resident set tells of the allocator's habits.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    return int(json.loads(done.stdout.splitlines()[-1]))
-
-
-def _memory_of_side(side: str, precision: str, images: Path) -> int:
-    """Peak resident bytes of a process that trains one side, above those before its steps."""
-    torch.set_num_threads(1)
-    made = trainer(side, precision, images)
-    before = _resident("VmRSS")
-    for _ in range(MEMORY_STEPS):
-        made.train_step()
-    return _resident("VmHWM") - before
-
-
-def _resident(key: str) -> int:
-    """Resident bytes of this process, now or at most; getrusage begins with its parent's peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
 def run() -> list[dict[str, object]]:
     """The suite's entries."""
     torch.set_num_threads(1)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / "images.npz"
-        pixels = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
-        np.savez(images, images=pixels)
+        images = pictures(Path(folder))
         return [entry for precision in ("fp32", "bf16") for entry in compare(precision, images)]
 
 
 if __name__ == "__main__":
-    print(json.dumps(_memory_of_side(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))
+    torch.set_num_threads(1)
+    print(
+        json.dumps(peak_growth(trainer(sys.argv[1], sys.argv[2], Path(sys.argv[3])), MEMORY_STEPS))
+    )
