@@ -46,7 +46,13 @@ class Rehearsal:
         self.asked.append((run, dict(keys)))
         _, own = self.recipes.get(run, (None, {}))
         metrics = keys.get("evaluate.metrics", own.get("evaluate.metrics", []))
-        return {"metrics": {name: 1.0 for one in metrics for name in _numbers(one)}}
+        found: dict[str, float] = {}
+        for place, one in enumerate(metrics):
+            # As the core names the numbers of a metric that is listed again.
+            times = sum(other["use"] == one["use"] for other in metrics[: place + 1])
+            end = f"#{times}" if times > 1 else ""
+            found |= {f"{name}{end}": 1.0 for name in _numbers(one)}
+        return {"metrics": found}
 
     def record(self, name: str, found: Any) -> None:
         """Kept, as JSON would."""

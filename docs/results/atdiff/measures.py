@@ -43,7 +43,9 @@ def few_steps(
 
 
 def curve(numbers: Mapping[str, float], name: str, label: str) -> dict[int, float]:
-    """Values by steps of one sampler, from the numbers of `few-steps`."""
-    prefix = f"few_steps_{name}_{label}_"
-    found = {key.removeprefix(prefix): value for key, value in numbers.items()}
+    """Values by steps of one sampler, from the numbers of `few-steps`; "" for the run's own."""
+    prefix = "_".join(filter(None, ("few_steps", name, label))) + "_"
+    # Numbers of a metric that is listed a second time end in #2.
+    plain = {key.partition("#")[0]: value for key, value in numbers.items()}
+    found = {key.removeprefix(prefix): value for key, value in plain.items()}
     return {int(end): value for end, value in found.items() if end.isdigit()}

@@ -19,7 +19,7 @@ from measures import curve
 from page_probes import ablation, robustness
 from pages import record, table
 from plots import curves, grid, samples_of
-from values import HERE, VARIANTS, change, made, missing, points_of, told
+from values import HERE, VARIANTS, change, made, missing, told
 
 KINDS = {
     "dpm": "Diffusion (DPM)", "ct": "Consistency training (CT)",
@@ -45,7 +45,7 @@ Runs = Mapping[str, Mapping[str, Mapping[str, float]]]
 def over_seeds(runs: Runs, variant: str, name: str, sampler: str) -> dict[int, list[float]]:
     """Values by steps, of the seeds that all variants have been trained with."""
     whole = set.intersection(*(set(runs[key]) for key in VARIANTS))
-    each = [points_of(runs[variant][seed], name, sampler) for seed in sorted(whole)]
+    each = [curve(runs[variant][seed], name, sampler) for seed in sorted(whole)]
     return {steps: [one[steps] for one in each] for steps in sorted(each[0])}
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from statistics import fmean
 
 from here import RECORDS
-from measures import curve
 from pages import provenance
 
 __all__ = [
-    "HERE", "VARIANTS", "change", "level", "made", "mean", "missing", "points_of", "seeds", "told",
+    "HERE", "VARIANTS", "change", "level", "made", "mean", "missing", "seeds", "told",
 ]  # fmt: skip
 
 #: Where the page and its pictures are.
@@ -32,15 +31,6 @@ def made(out: Path, run: str, name: str) -> list[str]:
     found = sorted(out.glob(f"[0-9]*-{run}"))
     command = f"docs/results/atdiff/{name}.py"
     return provenance(RECORDS, found[-1], command, name) if found else []
-
-
-def points_of(numbers: Mapping[str, float], name: str, sampler: str) -> dict[int, float]:
-    """Values by steps of a curve of `few-steps`."""
-    if sampler:
-        return curve(numbers, name, sampler)
-    prefix = f"few_steps_{name}_"
-    found = {key.removeprefix(prefix): value for key, value in numbers.items()}
-    return {int(end): value for end, value in found.items() if end.isdigit()}
 
 
 def change(value: float, against: float) -> float:
