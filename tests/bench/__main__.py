@@ -9,7 +9,16 @@ import platform
 import subprocess
 from pathlib import Path
 
-SUITES = ("step", "precision", "startup", "data", "attack_view", "robustadv", "atdiff")
+SUITES = (
+    "step",
+    "precision",
+    "startup",
+    "data",
+    "attack_view",
+    "robustadv",
+    "atdiff",
+    "dra_teacher",
+)
 
 
 def main() -> None:
