@@ -11,8 +11,9 @@ from attrs import frozen
 from advdiff_core.cli.environment import catalogue
 from advdiff_core.discovery.shipped import shipped_recipes as recipes_of
 from advdiff_core.errors import DataError, UsageError, escape, nearest
+from advdiff_core.recipe.borrowed import borrowed_metrics
 
-__all__ = ["Shipped", "copy_text", "find_shipped", "shipped_recipes"]
+__all__ = ["Shipped", "copy_text", "find_shipped", "metrics_of", "shipped_recipes"]
 
 
 @frozen(kw_only=True)
@@ -74,6 +75,19 @@ def find_shipped(reference: str) -> Shipped:
     raise UsageError(
         f"no installed plugin ships a recipe {escape(reference)!r}", where="NAME", fix=hint
     )
+
+
+def metrics_of(reference: str) -> str:
+    """The metrics of a recipe, a file or `dist:name`, as an override `key=value`.
+
+    Raises:
+        UsageError: If there is no such recipe.
+        RecipeError: If it cannot be read or names no metrics.
+    """
+    path = Path(reference)
+    if not path.is_file():
+        path = find_shipped(reference).path
+    return borrowed_metrics(path, catalogue())
 
 
 def copy_text(shipped: Shipped) -> str:

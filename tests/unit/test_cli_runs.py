@@ -72,6 +72,17 @@ CALLS = {
     "repeats": [*EVALUATE, "-s", "evaluate.repeats=3", "-s", "evaluate.num=8", "--json"],
     "repeats text": ["show", "two/00000-moons"],
     "other metrics": [*EVALUATE, "-s", "evaluate.metrics=[{use='frechet'}]", "--json"],
+    "borrowed": [
+        *EVALUATE,
+        "--metrics",
+        "other.toml",
+        "-s",
+        "evaluate.metrics.0.batch=9",
+        "--json",
+    ],
+    "borrowed none": [*EVALUATE, "--metrics", "none.toml"],
+    "borrowed from nowhere": [*EVALUATE, "--metrics", "nowhere"],
+    "borrowed and attacked": [*EVALUATE, "--metrics", "other.toml", "--attack", "pgd"],
     "other data": [*EVALUATE, "-s", "data.count=400"],
     "contradiction": ["train", "--resume", RUN, "--out", "x"],
     "no run": ["sample", "nosuch"],
@@ -84,6 +95,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every call's code, stdout and stderr; "folder" is where they ran."""
     folder = tmp_path_factory.mktemp("cli_runs")
     (folder / "moons.toml").write_text(RECIPE)
+    (folder / "other.toml").write_text('extends = "base.toml"\n[data]\nuse = "not-at-hand"\n')
+    (folder / "base.toml").write_text("[[evaluate.metrics]]\nuse = 'frechet'\n")
+    (folder / "none.toml").write_text("[evaluate]\nnum = 5\n")
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         input=json.dumps(list(CALLS.values())), capture_output=True, text=True, check=False,
@@ -176,6 +190,16 @@ def test_evaluate_measures_in_another_way(done: dict[str, Any]) -> None:
     assert found["protocols"]["sliced-wasserstein"]["seeds"] == "0-23"
     text = done["repeats text"]["out"]
     assert f"{known['mean']:.4g} ({known['min']:.4g} to {known['max']:.4g})" in text
+
+
+def test_evaluate_takes_the_metrics_of_another_recipe(done: dict[str, Any]) -> None:
+    """Whatever else it holds; `-s` reaches into them. One without metrics, or none, is refused."""
+    assert set(result(done, "borrowed")["metrics"]) == {"frechet", "frechet_data"}
+    found = done["borrowed none"]
+    assert (found["code"], found["out"]) == (2, "")
+    assert "none.toml: evaluate.metrics: it names no metrics" in found["err"]
+    assert "no installed plugin ships a recipe 'nowhere'" in done["borrowed from nowhere"]["err"]
+    assert "--metrics: found beside --attack" in done["borrowed and attacked"]["err"]
 
 
 @pytest.mark.parametrize("call", ["evaluate text", "train text", "show text", "repeats text"])

@@ -13,7 +13,8 @@ from advdiff_core.cli.attacks import AttackOptions, evaluate_under_attack
 from advdiff_core.cli.measured import measured, measured_json
 from advdiff_core.cli.output import emit, emit_json, shown
 from advdiff_core.cli.purify import PurifyOptions, purify_options
-from advdiff_core.errors import escape
+from advdiff_core.cli.shipped import metrics_of
+from advdiff_core.errors import UsageError, escape
 from advdiff_core.hooks.terminal import say
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ if TYPE_CHECKING:
     "--name", metavar="NAME", default="",
     help="Folder in RUN/robust; made from the options if left out.",
 )  # fmt: skip
+@click.option(
+    "--metrics", metavar="RECIPE",
+    help="Measure by the metrics of another recipe, a file or DIST:NAME as a plugin ships it.",
+)  # fmt: skip
 @purify_options
 @click.option("--strict", is_flag=True, help="Fail (7) if anything makes the number doubtful.")
 @options.overrides
@@ -114,6 +119,7 @@ def command(  # noqa: PLR0913 - one argument per option.
     seed: int,
     save: int,
     name: str,
+    metrics: str | None,
     purify: PurifyOptions,
     strict: bool,
     overrides: tuple[str, ...],
@@ -124,6 +130,7 @@ def command(  # noqa: PLR0913 - one argument per option.
     \b
     advdiff evaluate runs/00001-digits
     advdiff evaluate runs/00001-digits -s evaluate.metrics='[{use="frechet"}]'
+    advdiff evaluate runs/00001-digits --metrics other.toml
     advdiff evaluate runs/00002-resnet --attack pgd -A steps=40 --eps 8/255
 
     Samples as the table [evaluate] of the run's recipe says, and stores every number with its
@@ -146,6 +153,13 @@ def command(  # noqa: PLR0913 - one argument per option.
         attacked.refuse_without_attack()
     from advdiff_core.engine.api import open_trained
 
+    if metrics is not None and attacks:
+        raise UsageError(
+            "found beside --attack, which measures accuracy alone", where="--metrics",
+            fix="leave one of the two out",
+        )  # fmt: skip
+    if metrics is not None:
+        overrides = (metrics_of(metrics), *overrides)
     trained = open_trained(run, checkpoint=checkpoint, overrides=overrides)
     site.folder = run
     for path, reason in trained.skipped:

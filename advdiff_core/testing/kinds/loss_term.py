@@ -59,7 +59,7 @@ def _takes(subject: Subject, world: World, schedule: str) -> bool:
 def one_loss_per_sample(  # noqa: PLR0913 - the witness.
     subject: Subject, world: World, seed: int, size: int, parametrization: str, schedule: str
 ) -> None:
-    """The loss is [B], of the type of the data, finite and with a graph, on schedules it accepts."""
+    """The loss is [B], of the type of the data, finite and with a graph, for schedules it takes."""
     asked = casts.ask(
         subject, world, size=size, seed=seed, parametrization=parametrization, schedule=schedule
     )
