@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from advdiff_dra.geometry import PAIRS_AT_ONCE
+from advdiff_dra.geometry import rows_at_once
 
 __all__ = ["AffineHead", "Basis", "best_dimension", "least_dimension", "prefix_accuracy"]
 
@@ -66,7 +66,7 @@ def prefix_accuracy(features: Tensor, labels: Tensor, *, head: AffineHead, basis
     mean, turn = basis.mean.double(), basis.directions.double()
     start, seen = weight @ mean + bias, (weight @ turn).T
     right = torch.zeros(turn.shape[1], dtype=torch.float64)
-    rows = max(1, PAIRS_AT_ONCE // seen.numel())
+    rows = rows_at_once(seen.numel())
     for part, classes in zip(features.split(rows), labels.split(rows), strict=True):
         parts = (part.double() - mean) @ turn
         logits = start + (parts[:, :, None] * seen).cumsum(dim=1)

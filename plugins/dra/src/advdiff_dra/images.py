@@ -76,7 +76,7 @@ class Images:
         while 0 < count < len(self) and self.ids[count] == self.ids[count - 1]:
             count += 1
         if count >= len(self):
-            message = f"{len(self)} different images cannot be cut in two parts"
+            message = f"{len(set(self.ids))} different images cannot be cut in two parts"
             fix = "take more images, or name the key data"
             raise DataError(message, code="D04", where="training images", fix=fix)
         places = torch.arange(len(self))

@@ -237,9 +237,9 @@ def affine_head(
         # Of a mean over P places each place has 1/P of the weight.
         rows.append(pooled(found) * (found[0].numel() // pooled(found)[0].numel()))
     slopes = torch.stack(rows, dim=1).double().cpu()
-    vectors = pooled(feature).detach().double().cpu()
-    head = AffineHead(slopes[0], logits[0].detach().double().cpu() - slopes[0] @ vectors[0])
-    error = (head.logits(vectors) - logits.detach().double().cpu()).abs().max()
+    vectors, logits = (one.detach().double().cpu() for one in (pooled(feature), logits))
+    head = AffineHead(slopes[0], logits[0] - slopes[0] @ vectors[0])
+    error = (head.logits(vectors) - logits).abs().max()
     if float(error) > 1e-4 * max(1.0, float(logits.abs().max())):
         message = f"the logits are no affine map of the features at {tap!r}"
         raise DataError(message, code="R10", where=where, fix="name the tap before the last layer")

@@ -88,8 +88,8 @@ class TopKSAE(nn.Module):
     def __init__(self, mean: Tensor, *, latents: int, k: int, generator: torch.Generator) -> None:
         super().__init__()
         self.k = min(k, latents)
-        columns = torch.randn(latents, len(mean), generator=generator)
-        columns = (columns / columns.norm(dim=1, keepdim=True)).to(mean)
+        columns = torch.randn(latents, len(mean), generator=generator, dtype=mean.dtype)
+        columns = (columns / columns.norm(dim=1, keepdim=True)).to(mean.device)
         self.decoder = nn.Parameter(columns)  # Rows are the columns of W_dec.
         self.encoder = nn.Parameter(columns.clone())
         self.b_pre = nn.Parameter(mean.clone())
