@@ -22,7 +22,7 @@ from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.parts import Maker, data_parts, make
 from advdiff_core.engine.players import Player, Term
 from advdiff_core.engine.source import Source
-from advdiff_core.engine.trained import trained_on
+from advdiff_core.engine.trained import trained_as, trained_on
 from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
@@ -201,7 +201,9 @@ def _frozen(role: Role, init: Path | None) -> dict[str, FrozenRole]:
     """The role by its name, if it is a backbone whose weights never change; else nothing."""
     if role.info.kind != "backbone" or not role.info.frozen or role.info.follows:
         return {}
-    return {role.name: FrozenRole(role, None if init is None else trained_on(init))}
+    if init is None:
+        return {role.name: FrozenRole(role)}
+    return {role.name: FrozenRole(role, trained_on(init), trained_as(init, role.name))}
 
 
 def _check_guidance(recipe: Recipe, roles: dict[str, Role]) -> None:

@@ -14,7 +14,7 @@ from advdiff_core.engine.checkpoint import Store, save
 from advdiff_core.engine.preview import preview
 from advdiff_core.engine.rundir import RunDir, save_capsule
 from advdiff_core.engine.state import is_finite
-from advdiff_core.engine.trained import samples_noted
+from advdiff_core.engine.trained import denoisers_noted, samples_noted
 from advdiff_core.errors import NumericsError, escape
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Ticks:
             "health": {"finite": is_finite(shared)},
             "metrics": self.rundir.metrics_mark() if trainer.world.is_main else {},
             "samples": samples_noted(trainer.experiment.source.info),
+            "denoisers": denoisers_noted(trainer.scene),
         }
         saved = save(self.store, trainer.nimg, shared=shared, rank_state=own, meta=meta)
         self.saved = trainer.nimg

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+from attrs import frozen
 from torch import Tensor
 
 if TYPE_CHECKING:
     from advdiff_core.interfaces.component import ModelInfo
+    from advdiff_core.interfaces.noise_schedule import NoiseSchedule
     from advdiff_core.types import DataInfo, Prediction
 
-__all__ = ["FrozenNetwork"]
+__all__ = ["FrozenNetwork", "Worn", "noise_at"]
+
+
+@frozen(kw_only=True)
+class Worn:
+    """How a network was worn as a denoiser while it was trained.
+
+    Attributes:
+        parametrization: What it predicted: "eps", "x0", "v", "flow" or "edm".
+        sigma_data: Standard deviation of the data that it assumed.
+        noise: `(t, alpha, sigma)` at the smallest, the middle and the largest time; see `noise_at`.
+    """
+
+    parametrization: str
+    sigma_data: float
+    noise: tuple[tuple[float, float, float], ...]
+
+
+def noise_at(schedule: NoiseSchedule) -> tuple[tuple[float, float, float], ...]:
+    """`(t, alpha, sigma)` of a schedule at its smallest, its middle and its largest time."""
+    times = torch.tensor([schedule.t_min, 0.0, schedule.t_max], dtype=torch.float64)
+    times[1] = schedule.snap(times.sum() / 2)
+    columns = (times, schedule.alpha(times), schedule.sigma(times))
+    first, middle, last = zip(*(column.tolist() for column in columns), strict=True)
+    return first, middle, last
 
 
 class FrozenNetwork(Protocol):
@@ -27,6 +54,10 @@ class FrozenNetwork(Protocol):
     @property
     def trained_on(self) -> DataInfo | None:
         """The data its initial weights were trained on; None if nobody knows."""
+
+    @property
+    def trained_as(self) -> Worn | None:
+        """How its initial weights were worn in training; None if nobody knows."""
 
     def denoise(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import ModelInfo
+from advdiff_core.interfaces.frozen_network import Worn
 from advdiff_core.step.denoiser import full_features, precise
 from advdiff_core.step.scene import Role
 from advdiff_core.types import DataInfo, Prediction
@@ -24,10 +25,12 @@ class FrozenRole:
     Attributes:
         role: The role.
         trained_on: The data its initial weights were trained on; None if nobody knows.
+        trained_as: How they were worn as a denoiser then; None if nobody knows.
     """
 
     role: Role
     trained_on: DataInfo | None = None
+    trained_as: Worn | None = None
 
     @property
     def info(self) -> ModelInfo:
