@@ -43,6 +43,7 @@ EXAMPLES: dict[str, Any] = {
         {"curriculum": "doubling", "index": "log-normal"},
         {"curriculum": "constant", "levels": 2, "grid": "log-snr"},
     ],
+    "time_sampler:loss-second-moment": [{}, {"history": 1, "uniform": 0.5}],
     "metric:distribution-gap": [
         {"projections": 8},
         {"sampler": {"use": "heun"}, "steps": 3, "num": 10, "batch": 5, "projections": 4},

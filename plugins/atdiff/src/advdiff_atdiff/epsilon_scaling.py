@@ -25,8 +25,8 @@ class EpsilonScaling(Wrapped):
     on CIFAR-10, 1.006 on ImageNet 64 (uniform, 20 to 100 steps); 1.0 with slope 0.0025 for 20
     steps on CIFAR-10. They belong to these networks: another one wants a search of its own.
 
-    Where the signal all but vanishes, as at the end of vp-cosine, a scaled estimate of x0 is far out
-    of range: give the other sampler `clip_x0 = true`, as the paper's code does.
+    Where the signal all but vanishes, as at the end of vp-cosine, a scaled estimate of x0 is far
+    out of range: give the other sampler `clip_x0 = true`, as the paper's code does.
 
     With `scale = 1` and `slope = 0` samples are those of the other sampler, bit for bit. A solver
     that evaluates between times of the grid gets a factor in between.
