@@ -67,7 +67,7 @@ def prefix_accuracy(features: Tensor, labels: Tensor, *, head: AffineHead, basis
     start, seen = weight @ mean + bias, (weight @ turn).T
     right = torch.zeros(turn.shape[1], dtype=torch.float64)
     rows = rows_at_once(seen.numel())
-    for part, classes in zip(features.split(rows), labels.split(rows), strict=True):
+    for part, classes in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
         parts = (part.double() - mean) @ turn
         logits = start + (parts[:, :, None] * seen).cumsum(dim=1)
         right += (logits.argmax(2) == classes[:, None]).double().sum(0)

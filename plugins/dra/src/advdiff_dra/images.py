@@ -63,7 +63,7 @@ class Images:
 
     def batches(self, size: int) -> Iterator[Images]:
         """Consecutive parts of at most `size` images."""
-        for rows in torch.arange(len(self)).split(size):
+        for rows in torch.split(torch.arange(len(self)), size):
             yield self.rows(rows)
 
     def cut(self, share: float) -> tuple[Images, Images]:
@@ -160,7 +160,8 @@ class ImageSource:
         data = self._data
         assert data is not None, "asked only where data are named"
         count = min(data.info.count, self.settings.images or data.info.count)
-        parts = [data.batch(rows) for rows in torch.arange(count).split(self.settings.batch)]
+        rows = torch.split(torch.arange(count), self.settings.batch)
+        parts = [data.batch(one) for one in rows]
         x = torch.cat([part.x.float() for part in parts])
         labels = [part.y for part in parts]
         y = None if None in labels else torch.cat(cast("list[Tensor]", labels)).long()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from advdiff_core import Attack, Budget, Build, Evaluation, NumericsError, SampleDraws, Spec
 from advdiff_core.settings import setting, settings
-from advdiff_core.types import Norm
 from advdiff_dra.images import Images, ImageSource, refusal
 from advdiff_dra.probes import Probe, fit_probe
 from advdiff_dra.reading import Reader, ReadSettings, check_finite
@@ -252,7 +251,7 @@ class Attacker:
         device = evaluation.device
         draws = SampleDraws((self.settings.seed, "dra attack", eps), images.ids, device=device)
         domain = self.build.data.domain if self.build.data is not None else None
-        budget = Budget(cast("Norm", self.settings.norm), eps, "pixel")
+        budget = Budget(self.settings.norm, eps, "pixel")
         found = self.attack.run(victim, images.x.to(device), budget, domain=domain, rng=draws)
         check_finite(found.flatten(1), self.build.path)
         return found

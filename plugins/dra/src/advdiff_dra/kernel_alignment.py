@@ -125,5 +125,5 @@ def _keys(found: Tensor) -> Tensor:
 def _kept(z: Tensor, keys: Tensor, count: int) -> _Sparse:
     """Inner products of unit vectors at some places."""
     step = rows_at_once(2 * z.shape[1])
-    parts = [(z[one // count] * z[one % count]).sum(1) for one in keys.split(step)]
+    parts = [(z[one // count] * z[one % count]).sum(1) for one in torch.split(keys, step)]
     return _Sparse(keys, torch.cat(parts) if parts else z.new_zeros(0), count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -180,8 +180,8 @@ class CKNNA(Metric):
         super().__init__(settings, build)
         self.images = ImageSource(settings, build, labelled=False)
         shared = evolve(
-            settings.other, data=settings.data, images=settings.images, batch=settings.batch,
-            seed=settings.seed,
+            cast("Any", settings.other), data=settings.data, images=settings.images,
+            batch=settings.batch, seed=settings.seed,
         )  # fmt: skip
         self.readers = (Reader(settings, build), Reader(shared, build, key="other.role"))
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from attrs import evolve, frozen
 from torch import Tensor
 
-from advdiff_core import Build, Evaluation, Metric, SampleDraws
+from advdiff_core import Build, Draws, Evaluation, Metric, SampleDraws
 from advdiff_core.settings import setting, settings
 from advdiff_dra.images import Images, refusal
 from advdiff_dra.judged import Attacker, AttackSettings, Classifier, Judged
@@ -35,7 +35,7 @@ class NoisyVictim:
 
     classifier: Classifier
     classes: Tensor
-    draws: SampleDraws
+    draws: Draws
     samples: int
     labels: Tensor | None = None
 
@@ -124,9 +124,9 @@ class NoiseHeadEOT(Metric):
                 victim = self._victim(found, images, samples, name)
                 moved = self.attacker.run(victim, images, s.eps, evaluation)
                 shares.setdefault(name, []).append(self._fresh(found, images, moved, name))
-            victim = found.victim(images)
-            moved = self.attacker.run(victim, images, s.eps, evaluation)
-            frozen = found.right(victim, images.x) & found.right(victim, moved)
+            fixed = found.victim(images)
+            moved = self.attacker.run(fixed, images, s.eps, evaluation)
+            frozen = found.right(fixed, images.x) & found.right(fixed, moved)
             shares.setdefault("frozen", []).append(frozen.double())
         numbers = {f"noise_head_{k}": float(torch.cat(v).mean()) for k, v in shares.items()}
         gap = numbers["noise_head_single"] - numbers["noise_head_eot"]

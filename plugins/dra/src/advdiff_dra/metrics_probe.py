@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from attrs import evolve
@@ -203,7 +203,8 @@ class ProbeSweep(Metric):
 
 
 def _at(settings: ProbeSweep.Settings, tap: str, sigma: float) -> HeadSettings:
-    return evolve(settings, tap=tap, sigma=sigma, t=None)
+    changed: HeadSettings = evolve(cast("Any", settings), tap=tap, sigma=sigma, t=None)
+    return changed
 
 
 def _right(judged: Judged, found: Classifier, images: Images) -> Tensor:

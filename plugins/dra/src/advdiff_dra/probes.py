@@ -78,7 +78,7 @@ def fit_probe(  # noqa: PLR0913 - the keys of a probe.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    if len(labels.unique()) < 2:
+    if len(torch.unique(labels)) < 2:
         message = f"all {len(labels)} training images have one label"
         raise DataError(message, code="D03", where="linear probe", fix="name data with classes")
     values = features.double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from attrs import evolve, frozen
@@ -113,7 +113,8 @@ class Reader:
 
     def at(self, *, tap: str, sigma: float) -> Reader:
         """The same reader at another place and noise level."""
-        changed = evolve(self.settings, tap=tap, sigma=sigma, t=None)
+        # mypy knows no attrs class behind `settings`.
+        changed = evolve(cast("Any", self.settings), tap=tap, sigma=sigma, t=None)
         return Reader(changed, self.build)
 
     def protocol(self) -> dict[str, object]:
@@ -230,7 +231,8 @@ def affine_head(
     logits, features = forward(x.detach().requires_grad_())
     feature, rows = features[tap], []
     for column in logits.unbind(1):
-        (found,) = torch.autograd.grad(column.sum(), feature, retain_graph=True, allow_unused=True)
+        slope = torch.autograd.grad(column.sum(), feature, retain_graph=True, allow_unused=True)
+        found = cast("Tensor | None", slope[0])
         if found is None:
             message = f"the logits do not come from the tap {tap!r}"
             raise DataError(message, code="R10", where=where, fix="name the last tap")

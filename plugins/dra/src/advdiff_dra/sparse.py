@@ -122,7 +122,7 @@ class TopKSAE(nn.Module):
     @torch.no_grad()
     def normalise(self) -> None:
         """Bring the decoder's columns to length 1."""
-        self.decoder /= self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def keep_top(latents: Tensor, k: int) -> Tensor:
@@ -180,12 +180,13 @@ def fit_sae(features: Tensor, plan: Plan, *, key: tuple[object, ...]) -> TopKSAE
 
 def _batches(count: int, plan: Plan, key: tuple[object, ...]) -> list[Tensor]:
     """Rows of every update: whole passes in keyed orders."""
-    wanted, size, found, turn = plan.steps, min(plan.batch, count), [], 0
-    while len(found) < wanted:
+    size, turn = min(plan.batch, count), 0
+    found: list[Tensor] = []
+    while len(found) < plan.steps:
         order = permutation(count, *key, "pass", turn)
-        found += [rows for rows in order.split(size) if len(rows) == size]
+        found += [rows for rows in torch.split(order, size) if len(rows) == size]
         turn += 1
-    return found[:wanted]
+    return found[: plan.steps]
 
 
 def _update(
