@@ -17,6 +17,7 @@ SUITES = (
     "attack_view",
     "robustadv",
     "atdiff",
+    "dra",
     "dra_teacher",
 )
 
