@@ -87,8 +87,8 @@ def _still(recipe: Recipe) -> Iterator[Problem]:
     """Free perturbations that nobody moves."""
     passes: dict[str, int] = {}
     for player in recipe.players.values():
-        for view in [view for term in player.terms for view in _views_of(recipe, term)]:
-            passes[view] = max(passes.get(view, 0), player.passes)
+        for seen in {name for term in player.terms for name in _views_of(recipe, term)}:
+            passes[seen] = max(passes.get(seen, 0), player.passes)
     for name, view in recipe.views.items():
         if getattr(view.perturb.component, "free", False) and passes.get(name) == 1:
             message = "a free perturbation starts at 0 and moves between passes: with one it stays"
