@@ -18,7 +18,16 @@ import torch
 from advdiff_core.engine.golden import first_steps
 
 #: Networks made for GPUs, in small.
-SMALLER = {"cifar10-adm": ["models.student.channels=32", "models.student.blocks=1"]}
+_TEACHER = ["models.teacher.channels=16", "models.teacher.blocks=1"]
+_STUDENT = ["models.student.depth=10", "models.student.width=1"]
+_ENCODER = '{use="ddpmpp-unet", channels=16, blocks=1}'
+SMALLER = {
+    "cifar10-adm": ["models.student.channels=32", "models.student.blocks=1"],
+    "cifar10-diffusion-encoder": [f"models.student.denoiser={_ENCODER}"],
+    "cifar10-dra": [*_STUDENT, *_TEACHER],
+    "cifar10-dra-noisy-teacher": [*_STUDENT, f"models.teacher.denoiser={_ENCODER}"],
+    "cifar10-noisy-classifier": [f"models.student.denoiser={_ENCODER}"],
+}
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("steps.json")
 
