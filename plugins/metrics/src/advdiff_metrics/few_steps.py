@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from attrs import fields_dict
+
 from advdiff_core import Build, Evaluation, Metric, Spec
 from advdiff_core.hooks.curves import slug, write_curves
 from advdiff_core.hooks.files import write_file
@@ -83,7 +85,7 @@ class FewSteps(Metric):
     def _told(self) -> dict[str, object]:
         made = self.settings
         if made.samplers:
-            named = {one.label: " of ".join(uses(one.sampler)) for one in self._curves()}
+            named = {one.label: told(one.sampler) for one in self._curves() if one.sampler}
             return {"samplers of the curves": named}
         return {"sampler of the curve": made.sampler.use if made.sampler else "the run's"}
 
@@ -169,6 +171,13 @@ def uses(spec: Spec | None) -> list[str]:
         return []
     inner = getattr(spec.settings, "sampler", None)
     return [spec.use, *(uses(inner) if isinstance(inner, Spec) else [])]
+
+
+def told(spec: Spec) -> dict[str, object]:
+    """A sampler's name and settings, those of what it wraps included; `steps` is the curve's."""
+    keys = {name: getattr(spec.settings, name) for name in fields_dict(type(spec.settings))}
+    shown = {name: told(v) if isinstance(v, Spec) else v for name, v in keys.items()}
+    return {"use": spec.use, **{name: v for name, v in shown.items() if name != "steps"}}
 
 
 def distinct(names: Sequence[str]) -> list[str]:
