@@ -42,7 +42,7 @@ class Gaussian:
 def build(**keys: Any) -> Build:
     """What a sampler is told."""
     data = DataInfo(shape=SHAPE, count=40)
-    return Build(path="sample", data=data, **{"schedule": SCHEDULE, **keys})
+    return Build(path="sample", **{"data": data, "schedule": SCHEDULE, **keys})
 
 
 def wrapped(component: Any, inner: Any, *, steps: int = 6, told: Any = None, **keys: Any) -> Any:

@@ -68,6 +68,10 @@ EXAMPLES: dict[str, Any] = {
         Example(models=LEARNS),
         Example(settings={"space": "x0", "levels": 17, "vb_weight": 0.01}, models=LEARNS),
     ],
+    "sampler:time-shift": [
+        {"sampler": {"use": "ddim"}, "window": 0.0},
+        {"sampler": {"use": "ddpm"}, "window": 0.01, "cutoff": 0.6, "data_variance": 0.2},
+    ],
     # Any other factor leaves the path of a denoiser that is right, as it should.
     "sampler:epsilon-scaling": [
         {"sampler": {"use": "ddim"}, "scale": 1.0},
