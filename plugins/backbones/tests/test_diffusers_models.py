@@ -373,3 +373,57 @@ def test_plain_weights_are_translated():
     net, other = made("DiT"), made("DiT")
     other.load_state_dict(net.translate(net.net.state_dict()))
     other.load_state_dict(net.translate(net.state_dict()))
+
+
+def test_guidance_is_told_as_lcm_tells_it():
+    """`timestep_cond` holds sines and cosines of 1000 w, as in the pipeline of LCM."""
+    net = made("UNet2DConditionModel", conditional=True, guided=True)
+    x, level, labels = inputs()
+    w = torch.tensor([4.0, 7.5])
+    half = torch.exp(-torch.arange(128) * torch.log(torch.tensor(10000.0)) / 127)
+    features = torch.cat([(1000 * w[:, None] * half).sin(), (1000 * w[:, None] * half).cos()], 1)
+    own, prompts = net.net, net.prompts.prompts[labels]
+    wanted = own(x, level - 1, encoder_hidden_states=prompts, timestep_cond=features).sample
+    found = net(x, level, labels, guidance=w).output
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, net(x, level, labels).output, atol=1e-3)
+    assert net.added == ("net.time_embedding.cond_proj.weight",)
+
+
+def test_guidance_added_to_a_trained_network_changes_nothing_yet(tmp_path):
+    """The new layer starts at zero; a network that has one keeps it and its width."""
+    made("UNet2DConditionModel", conditional=True).net.save_pretrained(tmp_path / "plain")
+    config = {**TEXT_UNET, "time_cond_proj_dim": 16}
+    told = made("UNet2DConditionModel", conditional=True, config=config)
+    told.net.save_pretrained(tmp_path / "told")
+    settings = DiffusersFamily.settings_type("UNet2DConditionModel")
+    x, level, labels = inputs()
+    grown = DiffusersFamily(
+        settings(path=str(tmp_path / "plain"), conditional=True, guided=True), latent_build()
+    ).eval()
+    assert torch.equal(
+        grown(x, level, labels).output, grown(x, level, labels, guidance=torch.ones(2)).output
+    )
+    kept = DiffusersFamily(settings(path=str(tmp_path / "told"), conditional=True), latent_build())
+    assert kept.guided
+    ours, theirs = (one.net.time_embedding.cond_proj.weight for one in (kept, told))
+    assert torch.equal(ours, theirs)
+    assert ours.shape[1] == 16
+
+
+@pytest.mark.parametrize("variant", ["UNet2DModel", "DiT", "SD3"])
+def test_networks_without_an_input_for_guidance_are_refused(variant):
+    """R10, naming the class that has one."""
+    with pytest.raises(RecipeError) as caught:
+        made(variant, conditional=True, guided=True)
+    (fault,) = caught.value.faults
+    assert (fault.code, fault.key) == ("R10", f"{PATH}.guided")
+    assert fault.message.endswith("has no input for the strength of guidance")
+    assert fault.fix == "take UNet2DConditionModel, or write guided = false"
+
+
+def test_a_teacher_of_other_latents_is_refused():
+    """A network of three channels cannot take latents of four: one line that says so."""
+    config = {**TEXT_UNET, "in_channels": 3, "out_channels": 3}
+    with pytest.raises(RecipeError, match=r"cannot take data of shape \[4, 8, 8\]"):
+        made("UNet2DConditionModel", conditional=True, config=config)

@@ -312,3 +312,35 @@ def test_metrics_of_images_see_pictures_and_those_of_vectors_latents(run, monkey
     with np.load(run / "data.npz") as held:
         torch.testing.assert_close(shown.clean, torch.from_numpy(held["x"]).float() / 127.5 - 1)
     assert torch.equal(shown.data, shown.clean)
+
+
+def test_a_new_autoencoder_depends_on_the_seed_alone(vae):
+    """`config` in place of `vae`: untrained weights, the same at each build, other ones by seed."""
+    config = {**VAE, "down_block_types": ("DownEncoderBlock2D",) * 2}
+    data, again = (made(vae, vae="", subfolder="", config=config) for _ in range(2))
+    indices = torch.arange(3)
+    assert data.info == DataInfo(shape=(4, 4, 4), count=12, classes=3)
+    assert torch.equal(data.batch(indices).x, again.batch(indices).x)
+    assert data.fingerprint() == again.fingerprint()
+    assert data.fingerprint() != made(vae).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "words"),
+    [
+        ({"config": VAE}, "vae", "wanted either vae or config, found both"),
+        ({"vae": ""}, "vae", "wanted either vae or config, found neither"),
+        (
+            {"vae": "", "config": {"block_out_channels": (4, 8), "wings": 2}}, "config",
+            "AutoencoderKL refuses these arguments: ",
+        ),
+    ],
+)  # fmt: skip
+def test_an_autoencoder_that_cannot_be_is_refused(vae, keys, key, words):
+    """R10 for both, for neither, and for arguments that diffusers does not know."""
+    with pytest.raises(RecipeError) as caught:
+        made(vae, **keys)
+    (fault,) = caught.value.faults
+    assert (fault.code, fault.key) == ("R10", f"{PATH}.{key}")
+    assert fault.message.startswith(words)
+    assert fault.fix

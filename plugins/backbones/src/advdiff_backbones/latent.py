@@ -24,6 +24,9 @@ from advdiff_core.types import Batch, DataInfo, Domain
 
 __all__ = ["Latent"]
 
+#: A value in `config`, the table of constructor arguments.
+Value = bool | int | float | str | tuple[bool | int | float | str, ...]
+
 #: Range of the images that autoencoders of diffusers read and make.
 PIXELS = Domain(-1.0, 1.0)
 
@@ -41,8 +44,11 @@ class Latent(Dataset):
         """Keys of `use = "latent"`."""
 
         images: Spec = setting(kind="dataset", help="the images")
-        vae: str = setting(help="folder or hub repository of the autoencoder")
+        vae: str = setting("", help="folder or hub repository of the autoencoder")
         subfolder: str = setting("", help="folder inside of it, for example vae")
+        config: dict[str, Value] = setting(
+            factory=dict, help="arguments of an untrained autoencoder, for trials; in place of vae"
+        )
         posterior: str = setting(
             "mean", help="mean: the code's mean; sample: one draw, the same in every epoch",
             choices=("mean", "sample"),
@@ -59,13 +65,10 @@ class Latent(Dataset):
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
         need_diffusers(build)
-        from diffusers import AutoencoderKL
-
         self.images = cast("Dataset", build.nested(settings.images))
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = auto if settings.device == "auto" else settings.device
-        vae = pretrained(AutoencoderKL, settings.vae, settings.subfolder, build, key="vae")
-        self._vae = vae.eval().requires_grad_(False).to(self._device)
+        self._vae = _autoencoder(settings, build).eval().requires_grad_(False).to(self._device)
         self._shape = _latent_shape(self._vae.config, self.images.info, build)
 
     @property
@@ -185,6 +188,33 @@ class Latent(Dataset):
             ])  # fmt: skip
             write_file(path, save({"moments": moments}))
         return path
+
+
+def _autoencoder(settings: Any, build: Build) -> Any:
+    """The autoencoder, trained or new; the weights of a new one depend on the run's seed alone.
+
+    Raises:
+        RecipeError: R10 if it is not said which, or if diffusers refuses the arguments.
+        DataError: D01 if nothing can be read there.
+    """
+    from diffusers import AutoencoderKL
+
+    if bool(settings.vae) == bool(settings.config):
+        found = "both" if settings.vae else "neither"
+        fix = 'write vae = "FOLDER" for a trained autoencoder, config = { ... } for a new one'
+        raise refusal(build, "vae", f"wanted either vae or config, found {found}", fix=fix)
+    if settings.vae:
+        return pretrained(AutoencoderKL, settings.vae, settings.subfolder, build, key="vae")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(build.generator().initial_seed())
+        try:
+            return AutoencoderKL(**settings.config)
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            text = " ".join(str(error).split())
+            raise refusal(
+                build, "config", f"AutoencoderKL refuses these arguments: {text}",
+                fix="see the arguments of diffusers.AutoencoderKL",
+            ) from error  # fmt: skip
 
 
 def _latent_shape(config: Any, images: DataInfo, build: Build) -> tuple[int, int, int]:
