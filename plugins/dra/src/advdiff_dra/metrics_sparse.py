@@ -52,12 +52,12 @@ class SparseAutoencoder(Metric):
             'deviation 1; "none"',
         )
         steps: int = setting(2000, ge=1, help="updates")
-        update: int = setting(256, ge=1, help="features per update")
+        update: int = setting(256, ge=1, unit="features", help="features per update")
         lr: float = setting(1e-4, gt=0, help="Adam's learning rate")
         aux: float = setting(1 / 32, ge=0, help="weight of the loss of dead latents")
         aux_k: int = setting(512, ge=1, help="dead latents that explain the residual")
         dead_after: int = setting(
-            10_000_000, ge=1, help="features after which a silent latent is dead"
+            10_000_000, ge=1, unit="features", help="after so many a silent latent is dead"
         )
         average: float = setting(0.999, ge=0, lt=1, help="decay of the averaged weights")
         train_images: int = setting(
