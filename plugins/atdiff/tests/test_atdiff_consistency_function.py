@@ -125,6 +125,19 @@ def test_function_far_from_the_data_is_the_prediction_at_t_min(kind: type[NoiseS
     assert ConsistencyFunction(schedule, "lcm").end == (1.0, 0.0)
 
 
+def test_boundary_form_is_in_units_of_x_t_where_the_signal_is_scaled() -> None:
+    """On a schedule that ends at much noise: `alpha_min (a x_t / alpha + b x0_hat)`."""
+    schedule = VPLinear(VPLinear.Settings(num_steps=0, t_min=0.3), Build())
+    t = torch.tensor([0.31, 0.5, 1.0], dtype=torch.float64)
+    low = torch.full_like(t, 0.3)
+    tau, tau_min = (schedule.sigma(s) / schedule.alpha(s) for s in (t, low))
+    x, x0 = normal(3, 1, seed=1), normal(3, 1, seed=2)
+    a, b = (scale[:, None] for scale in boundary_scales(tau, tau_min, 0.5))
+    alpha, alpha_min = schedule.alpha(t)[:, None], schedule.alpha(low)[:, None]
+    found = ConsistencyFunction(schedule)(prediction(schedule, x, x0, t), t)
+    torch.testing.assert_close(found, alpha_min * (a * x / alpha + b * x0), rtol=1e-12, atol=1e-12)
+
+
 def test_keys_make_the_function_they_name() -> None:
     """The settings hand all three numbers on."""
     schedule = schedule_of(EDM)
