@@ -18,6 +18,9 @@ __all__ = ["AlignmentTarget"]
 class AlignmentTarget(ModuleComponent):
     """Features of clean images from a frozen network.
 
+    The network is its own, or that of a frozen backbone of the recipe, got by `build.network` and
+    kept as it is: its passes count as the target's. Targets are built after all other roles.
+
     Contract: runs without gradient, in eval mode, in the target's own random stream, and never
     sees an adversarial input; the features of a sample do not depend on the rest of the batch.
     """
