@@ -20,9 +20,10 @@ __all__ = ["SGD", "Adam", "AdamW", "RAdam", "TorchFamily"]
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
-DECAY_RULES = ("matrices", "all")
+DECAY_RULES = ("matrices", "but-norms", "all")
 DECAY_HELP = (
-    "what weight decay acts on: matrices and kernels (no biases, norms, embeddings), or all"
+    "what weight decay acts on: matrices and kernels (no biases, norms, embeddings); all but norms;"
+    " or all"
 )
 
 
@@ -252,7 +253,7 @@ def build_optimizer(
     Args:
         torch_class: Class of `torch.optim`.
         parameters: `(name, parameter)` pairs.
-        settings: Its arguments as attributes, and `decay` ("matrices" or "all").
+        settings: Its arguments as attributes, and `decay`, one of `DECAY_RULES`.
         where: Place in the recipe, for messages.
 
     Raises:
@@ -273,8 +274,13 @@ def _groups(
 ) -> list[dict[str, Any]]:
     if rule == "all" or not options.get("weight_decay"):
         return [{"params": [parameter for _, parameter in parameters]}]
-    decayed = [parameter for name, parameter in parameters if is_matrix(name, parameter)]
-    spared = [parameter for name, parameter in parameters if not is_matrix(name, parameter)]
+    norms = norms_in(parameters)
+    chosen = {
+        name: name not in norms if rule == "but-norms" else is_matrix(name, parameter)
+        for name, parameter in parameters
+    }
+    decayed = [parameter for name, parameter in parameters if chosen[name]]
+    spared = [parameter for name, parameter in parameters if not chosen[name]]
     groups: list[dict[str, Any]] = [
         {"params": decayed},
         {"params": spared, "weight_decay": 0.0},
@@ -285,6 +291,13 @@ def _groups(
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """True for two or more axes, unless it or its module is named an embedding."""
     return parameter.dim() >= 2 and not any("embedding" in part for part in name.split(".")[-2:])
+
+
+def norms_in(parameters: NamedParameters) -> frozenset[str]:
+    """Names of the scales and shifts of norms: modules whose `weight` is a vector."""
+    scales = {name.rpartition(".") for name, parameter in parameters if parameter.dim() == 1}
+    norms = {module for module, _, leaf in scales if leaf == "weight"}
+    return frozenset(name for name, _ in parameters if name.rpartition(".")[0] in norms)
 
 
 def _implementation(torch_class: type[TorchOptimizer]) -> dict[str, bool]:

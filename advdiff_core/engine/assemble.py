@@ -183,6 +183,7 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
             wear=wear,
             run=torch.compile(module) if model.compile else None,
             recompute=model.checkpointing,
+            norm_start=model.norm_start,
             random=module.draws_random,
             augment_dim=module.augment_dim if isinstance(module, Backbone) else 0,
         )
@@ -358,4 +359,4 @@ def _parameters(roles: tuple[Role, ...], terms: tuple[Term, ...]) -> list[tuple[
 
 
 def _ema_rule(rule: Any) -> EmaRule:
-    return EmaRule(rate=rule.rate, power=rule.power, halflife=rule.halflife)
+    return EmaRule(rate=rule.rate, power=rule.power, halflife=rule.halflife, after=rule.after)

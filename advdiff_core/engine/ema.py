@@ -13,26 +13,32 @@ __all__ = ["Ema", "EmaRule", "power_exponent"]
 
 @frozen(kw_only=True)
 class EmaRule:
-    """How fast an average forgets; exactly one of the three is set.
+    """How fast an average forgets; exactly one of the first three is set.
 
     Attributes:
         rate: Decay per update, for example 0.999, reached over a warm-up `(1 + n) / (10 + n)`.
         power: Relative width of the power-function profile of Karras et al. 2024 (EDM2, section
             3.1), for example 0.05; it needs no warm-up and is stated in images, not updates.
         halflife: Images after which the weight of an old value has halved.
+        after: Images before averaging begins; the average is the weights themselves until then.
     """
 
     rate: float | None = None
     power: float | None = None
     halflife: float | None = None
+    after: int = 0
 
     def decay(self, *, updates: int, nimg: float, batch: float) -> float:
-        """Decay of the update that ends at `nimg` images, the `updates`-th one (from 0).
+        """Decay of the update that ends at `nimg` images, the `updates`-th one of an average.
 
-        One of several updates on a batch stands for a part of its images.
+        Counted from 0, once averaging has begun. One of several updates on a batch stands for a
+        part of its images.
         """
+        since = nimg - self.after
+        if self.after and since <= 0:
+            return 0.0
         if self.power is not None:
-            return math.pow(1 - batch / max(nimg, batch), power_exponent(self.power) + 1)
+            return math.pow(1 - batch / max(since, batch), power_exponent(self.power) + 1)
         if self.halflife is not None:
             return math.pow(0.5, batch / self.halflife)
         assert self.rate is not None
@@ -80,4 +86,4 @@ class Ema:
         torch._foreach_lerp_(shadow, values, 1 - decay)
         for name, value in self._buffers.items():
             self.shadow[name].copy_(value)
-        self.updates += 1
+        self.updates += nimg > self.rule.after

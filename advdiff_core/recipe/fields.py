@@ -183,16 +183,19 @@ def _conflicts(
                 message=f"needs {other} = {wanted}, found {escape(value, limit=40)!r}",
                 fix=f"take it out, or change {other}",
             )  # fmt: skip
-    if getattr(cls, "EXCLUSIVE", False):
-        yield from _exclusive(known, table, path)
+    if exclusive := getattr(cls, "EXCLUSIVE", ()):
+        yield from _exclusive(exclusive, known, table, path)
 
 
 def _exclusive(
-    known: Mapping[str, attrs.Attribute[Any]], table: Mapping[str, Any], path: Key
+    keys: tuple[str, ...],
+    known: Mapping[str, attrs.Attribute[Any]],
+    table: Mapping[str, Any],
+    path: Key,
 ) -> Iterable[Problem]:
     """Exactly one of the keys must be there."""
-    written = [key for key in known if key in table]
-    listed = ", ".join(known)
+    written = [key for key in keys if key in table]
+    listed = ", ".join(keys)
     if len(written) > 1:
         message = f"{written[0]} and {written[1]} exclude each other"
         yield Problem(

@@ -245,8 +245,9 @@ def is_used(one: Choice) -> Json:
 
 
 def _forms(cls: type[Any]) -> Json:
-    """A class of which exactly one key is written."""
-    return {"minProperties": 1, "maxProperties": 1} if getattr(cls, "EXCLUSIVE", False) else {}
+    """A class of which exactly one of some keys is written."""
+    keys = getattr(cls, "EXCLUSIVE", ())
+    return {"oneOf": [{"required": [key]} for key in keys]} if keys else {}
 
 
 def _rules(fields: Mapping[str, Attribute[Any]]) -> Json:

@@ -169,6 +169,11 @@ class Model:
     c_noise: Literal["auto", "index", "log-sigma"] = setting(
         "auto", help="noise-level input: time scaled to [0, 1000], or log(sigma / alpha) / 4"
     )
+    norm_start: Literal["standard", "first-step"] = setting(
+        "standard",
+        help="running statistics of batch norms begin at mean 0 and variance 1, or as those of"
+        " the first step",
+    )
     init: Path | None = setting(None, help="run, checkpoint, imported model or safetensors file")
     frozen: bool = setting(False, help="never trained")
     follow: Follow | None = setting(
@@ -207,10 +212,10 @@ class Term:
 
 @settings
 class Ema:
-    """An entry of `players.<name>.ema`: a number (the rate) or a table with one of these keys."""
+    """An entry of `players.<name>.ema`: a number (the rate), or a table with one of three rules."""
 
     SHORTHAND: ClassVar[str] = "rate"
-    EXCLUSIVE: ClassVar[bool] = True
+    EXCLUSIVE: ClassVar[tuple[str, ...]] = ("rate", "power", "halflife")
     rate: float | None = setting(None, ge=0.0, lt=1.0, help="decay per step, for example 0.999")
     power: float | None = setting(
         None, gt=0.0, lt=0.288, help="relative width of a power-function average (EDM2), as 0.1"
@@ -218,6 +223,10 @@ class Ema:
     halflife: float | None = setting(
         None, gt=0.0, unit="images", help="images after which an old value weighs half"
     )
+    after: int = setting(
+        0, ge=0, le=MAX_COUNT, unit="images",
+        help="images before averaging begins; until then it is the weights themselves",
+    )  # fmt: skip
 
 
 @settings

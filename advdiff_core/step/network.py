@@ -16,7 +16,13 @@ from advdiff_core.errors import ContractError
 from advdiff_core.interfaces.backbone import BackboneOutput
 from advdiff_core.interfaces.query import Mode
 from advdiff_core.step.denoiser import full_features, precise
-from advdiff_core.step.scene import Role, eval_mode, parameters_frozen, statistics_kept
+from advdiff_core.step.scene import (
+    Role,
+    eval_mode,
+    parameters_frozen,
+    statistics_kept,
+    statistics_taken,
+)
 from advdiff_core.types import Cost, Prediction
 
 if TYPE_CHECKING:
@@ -152,7 +158,7 @@ class RoleNetwork:
             call = self._frozen_call(statistics=mode.statistics)
         restore = self.step.seed_global(self.role)
         try:
-            with self.step.scene.compute.forward():
+            with self.step.scene.compute.forward(), self._first_statistics():
                 if self.role.recompute and mode.graph:
                     return checkpoint(
                         call, *args, use_reentrant=False, context_fn=self._contexts, **kwargs
@@ -160,6 +166,15 @@ class RoleNetwork:
                 return call(*args, **kwargs)
         finally:
             restore()
+
+    def _first_statistics(self) -> AbstractContextManager[None]:
+        """In the first step of a run, if the role asks for it, running statistics are the batch's.
+
+        Not around the forward that a backward runs again, whose turn may come after another's.
+        """
+        if self.role.norm_start != "first-step" or self.step.place.index > 0:
+            return nullcontext()
+        return statistics_taken(self.role.module)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Around the forward, and around the one that a backward runs again."""

@@ -20,7 +20,7 @@ from advdiff_core.types import Cost, DataInfo
 
 __all__ = [
     "ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "eval_mode", "parameters_frozen",
-    "statistics_frozen", "statistics_kept",
+    "statistics_frozen", "statistics_kept", "statistics_taken",
 ]  # fmt: skip
 
 #: Views every recipe has: the noised sample and the image itself.
@@ -89,6 +89,7 @@ class Role:
         random: True if its forward draws from torch's global generator in train mode (dropout).
         augment_dim: Length of the vector that tells it what augmentations did; 0 if it is not told.
         recompute: Recompute its activations in the backward instead of keeping them.
+        norm_start: "first-step" if batch norms take the statistics of the first step as they are.
         cost: Passes counted so far.
     """
 
@@ -101,6 +102,7 @@ class Role:
     random: bool = False
     augment_dim: int = 0
     recompute: bool = False
+    norm_start: str = "standard"
     cost: Cost = field(factory=Cost)
 
     @property
@@ -185,6 +187,20 @@ def statistics_frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for part in tracking:
             part.track_running_stats = True
+
+
+@contextmanager
+def statistics_taken(module: nn.Module) -> Iterator[None]:
+    """Run a forward whose batch statistics become the running ones, whatever these were."""
+    norms = _parts(module).norms
+    momenta = [part.momentum for part in norms]
+    try:
+        for part in norms:
+            part.momentum = 1.0
+        yield
+    finally:
+        for part, momentum in zip(norms, momenta, strict=True):
+            part.momentum = momentum
 
 
 @contextmanager

@@ -39,8 +39,8 @@ KEYWORDS = {
     "$schema", "$ref", "additionalProperties", "allOf", "anyOf", "default", "definitions",
     "description", "else", "enum", "exclusiveMaximum", "exclusiveMinimum", "if", "items",
     "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength", "minProperties",
-    "minimum", "not", "pattern", "properties", "propertyNames", "required", "then", "title", "type",
-    "x-taplo",
+    "minimum", "not", "oneOf", "pattern", "properties", "propertyNames", "required", "then",
+    "title", "type", "x-taplo",
 }  # fmt: skip
 
 Path_ = tuple[str | int, ...]

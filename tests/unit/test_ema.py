@@ -81,3 +81,35 @@ def test_buffers_are_copied_not_averaged():
     ema.update(nimg=1, batch=1)
     assert ema.shadow["running_mean"].tolist() == [5.0, 5.0]
     assert ema.shadow["num_batches_tracked"].item() == 7
+
+
+def test_an_average_that_begins_later_is_the_weights_until_then():
+    """The warm-up of DM-AT: raw weights for so many images, then min(rate, (1 + d) / (10 + d))."""
+    module = nn.Linear(1, 1, bias=False)
+    ema = Ema(module, EmaRule(rate=0.995, after=30))
+    expected = 0.0
+    for step in range(12):
+        with torch.no_grad():
+            module.weight.fill_(float(step + 1))
+        ema.update(nimg=10 * (step + 1), batch=10)
+        since = step - 3
+        decay = min(0.995, (1 + since) / (10 + since)) if since >= 0 else 0.0
+        expected = decay * expected + (1 - decay) * (step + 1)
+        assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-6)
+        assert ema.updates == max(since + 1, 0)
+
+
+def test_the_rate_of_dm_at_is_reached_after_1790_updates():
+    """(1 + d) / (10 + d) passes 0.995 there."""
+    rule = EmaRule(rate=0.995)
+    decays = [rule.decay(updates=d, nimg=d + 1, batch=1) for d in (1789, 1790)]
+    assert decays[0] < 0.995
+    assert decays[1] == 0.995
+
+
+def test_a_power_average_that_begins_later_takes_its_first_value_whole():
+    """Its profile is that of the images since then."""
+    rule = EmaRule(power=0.1, after=50)
+    assert rule.decay(updates=0, nimg=60, batch=10) == 0.0
+    later, fresh = rule.decay(updates=1, nimg=90, batch=10), EmaRule(power=0.1)
+    assert later == fresh.decay(updates=3, nimg=40, batch=10)

@@ -79,6 +79,17 @@ def test_optimizers_step_like_torch(component, settings, reference, arguments):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_decay_but_norms_spares_scales_and_shifts_of_norms_alone():
+    """As DM-AT decays: biases of linear layers and embeddings are decayed, norms are not."""
+    net = make_net()
+    settings = SGD.Settings(weight_decay=0.1, decay="but-norms")
+    decayed, spared = SGD(settings, BUILD).make(list(net.named_parameters())).param_groups
+    wanted = [net.linear.weight, net.linear.bias, net.label_embedding.weight]
+    assert [id(p) for p in decayed["params"]] == [id(p) for p in wanted]
+    assert [id(p) for p in spared["params"]] == [id(net.norm.weight), id(net.norm.bias)]
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+
+
 def test_decay_matrices_spares_biases_norms_and_embeddings():
     """The group with decay holds the one matrix; the other group's decay is 0."""
     net = make_net()
@@ -211,7 +222,7 @@ def test_what_torch_refuses_is_a_fault_of_the_recipe():
         (lambda: AdamW.Settings(lr=0.0), "lr: 0.0 must be above 0"),
         (lambda: AdamW.Settings(betas=(0.9, 1.0)), "betas: 1.0 must be below 1"),
         (lambda: SGD.Settings(momentum=0.0, nesterov=True), "nesterov: true, but momentum is 0"),
-        (lambda: SGD.Settings(decay="some"), "'some' is not one of 'matrices', 'all'"),
+        (lambda: SGD.Settings(decay="some"), "'some' is not one of 'matrices', 'but-norms', 'all'"),
         (lambda: TorchFamily.settings_type("NAdam")(betas=(0.9,)), "found 1 numbers, wanted 2"),
         (lambda: TorchFamily.settings_type("NAdam")(lr=float("nan")), "not a finite number"),
     ],

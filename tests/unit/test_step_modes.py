@@ -13,7 +13,10 @@ from torch import Tensor
 
 from advdiff_core import DataInfo, Domain, Features, Forward, Logits, Spec, View
 from advdiff_core.engine.assemble import assemble
+from advdiff_core.engine.distributed import World
 from advdiff_core.engine.micro import choose_micro_batch
+from advdiff_core.engine.signals import StopFlag
+from advdiff_core.engine.trainer import Trainer
 from advdiff_core.errors import RecipeError
 from advdiff_core.perturbations import AttackPerturbation
 from advdiff_core.recipe import recipe_from_dict
@@ -234,3 +237,45 @@ def test_choosing_a_micro_batch_moves_no_statistics() -> None:
     before = {k: v.clone() for k, v in module.state_dict().items()}
     assert choose_micro_batch(experiment, 16) == 16
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def batch_trainer(norm_start: str, micro: int = 16) -> Trainer:
+    """A classifier of points with batch norm, before its first step."""
+    recipe = recipe_from_dict({
+        "advdiff": 1,
+        "run": {"images": 64, "batch": 16, "micro_batch": micro, "precision": "fp32"},
+        "data": {"use": "two-moons", "count": 64},
+        "models": {"student": {"use": "toy-net", "parametrization": "none", "outputs": 2,
+                               "batch_norm": True, "norm_start": norm_start}},
+        "terms": {"ce": {"use": "cross-entropy"}},
+        "players": {"student": {"terms": ["ce"]}},
+    })  # fmt: skip
+    ticks: Any = None
+    return Trainer(assemble(recipe), world=World(), ticks=ticks, stop=StopFlag())
+
+
+@pytest.mark.parametrize("norm_start", ["standard", "first-step"])
+def test_running_statistics_may_begin_as_those_of_the_first_step(norm_start: str) -> None:
+    """Momentum 1 at step 0, as in Haiku and DM-AT, and the network's own from step 1 on."""
+    trainer, seen = batch_trainer(norm_start), []
+    norm: Any = trainer.scene.roles["student"].module.norm  # type: ignore[union-attr]
+    norm.register_forward_hook(lambda _, x, __: seen.append(x[0].detach()))
+    mean, var = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
+    for step in range(3):
+        seen.clear()
+        trainer.train_step()
+        m = 1.0 if norm_start == "first-step" and step == 0 else norm.momentum
+        for x in seen:
+            mean, var = (1 - m) * mean + m * x.mean(0), (1 - m) * var + m * x.var(0)
+        assert norm.momentum == 0.1
+        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(norm.running_var, var, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_statistics_of_micro_batches_are_those_of_the_last() -> None:
+    """Each takes the place of the one before, as one batch after the other would."""
+    trainer, seen = batch_trainer("first-step", micro=8), []
+    norm: Any = trainer.scene.roles["student"].module.norm  # type: ignore[union-attr]
+    norm.register_forward_hook(lambda _, x, __: seen.append(x[0].detach()))
+    trainer.train_step()
+    torch.testing.assert_close(norm.running_mean, seen[-1].mean(0), rtol=1e-5, atol=1e-6)
