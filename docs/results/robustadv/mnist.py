@@ -17,7 +17,7 @@ from sweeps import COMMON, METHODS, RECIPES
 LEVELS = {"0.4": (0.9, 0.4), "clean": (0.0, 0.0)}
 #: The ablation is run on damaged images alone, and stopped early: it gets worse by the step.
 SHORT = {"invariance": 8_000}
-IMAGES = 48_000
+IMAGES = 24_000
 
 
 def main() -> None:
