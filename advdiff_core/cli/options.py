@@ -32,13 +32,27 @@ as_json = click.option(
 )
 
 
+def recipe_path(text: str) -> Path:
+    """The file of a recipe that is named by its path, or by `dist:name` as a plugin ships it.
+
+    Raises:
+        UsageError: If no plugin ships such a recipe.
+    """
+    path = Path(text)
+    if ":" not in text or path.exists():
+        return path
+    from advdiff_core.cli.shipped import find_shipped
+
+    return find_shipped(text).path
+
+
 def recipe(*, required: bool = True) -> Callable[[F], F]:
     """The argument RECIPE."""
     return click.argument(
         "recipe",
         metavar="RECIPE" if required else "[RECIPE]",
         required=required,
-        type=Path,
+        type=recipe_path,
         shell_complete=completion.recipes,
     )
 

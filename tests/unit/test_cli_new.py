@@ -45,6 +45,20 @@ def test_new_lists_what_there_is(shop: Path, capsys: pytest.CaptureFixture[str])
     assert "advdiff-one:own   A run for one's own eyes." in capsys.readouterr().out
 
 
+def test_a_shipped_recipe_is_read_where_it_is(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its reference, wherever a recipe is asked for; a file of that name goes first."""
+    assert main(["check", "advdiff-one:own"]) == 2
+    assert "the table [data] is missing" in capsys.readouterr().err
+    assert main(["check", "advdiff-one:onw"]) == 2
+    told = capsys.readouterr().err
+    assert "no installed plugin ships a recipe 'advdiff-one:onw' - did you mean" in told
+    (shop / "advdiff-one:own").write_text("advdiff = 1\nmoddels = 3\n")
+    assert main(["check", "advdiff-one:own"]) == 2
+    assert "moddels" in capsys.readouterr().err
+
+
 def test_new_copies_a_recipe_that_still_finds_its_base(
     shop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
