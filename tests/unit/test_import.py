@@ -28,6 +28,7 @@ from advdiff_core.engine.importing.run import Target, import_checkpoint
 from advdiff_core.engine.importing.target import named_target, role_target
 from advdiff_core.engine.initial import load_init
 from advdiff_core.engine.manifest import read_manifest
+from advdiff_core.engine.trained import trained_on
 from advdiff_core.errors import DataError, StorageError, UsageError
 from advdiff_core.recipe import load_recipe, recipe_from_dict
 from advdiff_core.types import DataInfo, Domain
@@ -414,6 +415,16 @@ def test_training_starts_from_imported_weights_and_the_lock_names_them(
         train(frozen, out=tmp_path / "runs")
     assert (caught.value.code, caught.value.where) == ("S11", "models.student.init")
     assert caught.value.fix.endswith("remove [lock.init.student] from the recipe")
+
+
+def test_imported_weights_say_what_they_were_trained_on(taken: Path) -> None:
+    """A teacher of other images can then be told from one that fits."""
+    data = read_folder(taken).facts["data"]
+    found = trained_on(taken)
+    assert found is not None
+    assert (list(found.shape), found.classes) == (data["shape"], data["classes"])
+    domain = found.domain
+    assert (None if domain is None else [domain.low, domain.high]) == data["domain"]
 
 
 def test_the_lock_names_a_run_that_weights_were_taken_from(tmp_path: Path) -> None:
