@@ -88,6 +88,27 @@ def test_noise_added_again_gives_the_law_of_that_time(kind: type[NoiseSchedule],
     assert float(found.x0.std()) == pytest.approx(STD, rel=0.05)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_noise_added_again_makes_up_for_what_the_function_leaves(form: str) -> None:
+    """Where a schedule ends at much noise: sqrt(tau^2 - tau_min^2) for f at t_min, tau for lcm."""
+    schedule = VPLinear(VPLinear.Settings(num_steps=0, t_min=0.3), Build())
+    sampler = made(Build(path="sample", schedule=schedule), times=(0.6,), function=form)
+    exact, told = Exact(sampler.function), []
+    x = start(schedule, [0, 1], (3,), schedule.t_max)
+    sampler.sample(
+        exact, x, SeedDraws([0, 1]), callback=lambda index, state, _: told.append(state)
+    )  # fmt: skip
+    ends = torch.tensor([0.6, 0.3], dtype=torch.float64)
+    tau, tau_min = schedule.sigma(ends) / schedule.alpha(ends)
+    left = tau_min if form == "boundary" else torch.zeros_like(tau_min)
+    noise = SeedDraws([0, 1]).normal((2, 3)).double()
+    wanted = schedule.alpha(ends[0]) * (told[0] + (tau**2 - left**2).sqrt() * noise)
+    torch.testing.assert_close(exact.seen[1][1], wanted, rtol=1e-9, atol=1e-9)
+    first = torch.full((2,), schedule.t_max, dtype=torch.float64)
+    scale = float(schedule.alpha(ends[1])) if form == "boundary" else 1.0
+    torch.testing.assert_close(told[0], exact.starts(x, first) / scale, rtol=1e-9, atol=1e-9)
+
+
 def test_grid_leaves_out_the_smallest_time_and_ends_without_noise() -> None:
     """With n steps it takes the first n of n + 1 karras levels; times of one's own are kept."""
     build = build_of(EDM)
