@@ -10,7 +10,7 @@ import torch
 from advdiff_atdiff.perturbations import PGD, Free
 from torch import Tensor
 
-from advdiff_core import Build, NoiseSchedule
+from advdiff_core import Budget, Build, NoiseSchedule
 from advdiff_core.cli import main
 from advdiff_core.engine.assemble import assemble
 from advdiff_core.engine.checkpoint import load, newest_valid
@@ -130,6 +130,24 @@ def test_a_law_of_times_sees_the_losses_of_every_pass(monkeypatch: pytest.Monkey
     assert all(torch.equal(t, seen[0][0]) for t, _ in seen)
     assert not torch.equal(seen[0][1], seen[1][1])
     assert not torch.equal(seen[1][1], seen[2][1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_has_its_whole_length_in_any_precision(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delta stays in float32 and moves by alpha, where the released code all but stood still."""
+    update, seen = Free.update, []
+
+    def watched(self: Free, delta: Tensor, gradient: Tensor, budget: Budget) -> Tensor:
+        seen.append(update(self, delta, gradient, budget) - delta)
+        return delta + seen[-1]
+
+    monkeypatch.setattr(Free, "update", watched)
+    text = free(passes=2, alpha=0.07).replace('"fp32"', f'"{precision}"')
+    trainer_of(text).train_step()
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[0].norm(dim=1), torch.full((16,), 0.07), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("use", ["free", "pgd"])
