@@ -88,6 +88,14 @@ def imagenet(folder: Path) -> dict[str, Any]:
     return {"path": str(folder)}
 
 
+def captioned(folder: Path) -> dict[str, Any]:
+    """Four pictures with three captions."""
+    encoded.imagenet(folder)
+    for number, file in enumerate(sorted(folder.rglob("*.*"))):
+        file.with_suffix(".txt").write_text(f"caption {number % 3}")
+    return {"path": str(folder)}
+
+
 def lsun(folder: Path) -> dict[str, Any]:
     """Five pictures in a database."""
     encoded.lmdb(folder)
@@ -107,6 +115,7 @@ def hugging_face(folder: Path) -> dict[str, Any]:
 
 
 EXAMPLES = {
+    "dataset:captioned-folder": [captioned],
     "dataset:celeba": [celeba],
     "augmentation:crop": [{}, {"pad": 1, "fill": "edge"}, {"fill": "reflect"}],
     "augmentation:flip": [{}, {"axis": "vertical", "chance": 0.2}],
