@@ -77,8 +77,9 @@ def _split(path: str) -> list[str | int]:
 def _untrained(recipe: Recipe) -> Iterator[Problem]:
     trained = {role for player in recipe.players.values() for role in player.models}
     for role, model in recipe.models.items():
-        follows = model.follow is not None
-        if role not in trained and model.kind == "backbone" and not follows and model.init is None:
+        brings = getattr(model.spec.settings, "brings_weights", False)
+        given = brings or model.follow is not None or model.init is not None
+        if role not in trained and model.kind == "backbone" and not given:
             message = f"the model {role!r} is trained by no player and starts from random weights"
             yield _note(("models", role), message, "give it init = ..., or a player")
 

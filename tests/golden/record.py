@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tomli
 import torch
+from safetensors.torch import save_file
 
 from advdiff_core.engine.golden import first_steps
 
@@ -28,6 +29,17 @@ SMALLER = {
     "cifar10-dra-noisy-teacher": [*_STUDENT, f"models.teacher.denoiser={_ENCODER}"],
     "cifar10-noisy-classifier": [f"models.student.denoiser={_ENCODER}"],
 }
+#: Stable Diffusion in small: the arguments of its networks.
+_VAE = (
+    "{in_channels=1, out_channels=1, latent_channels=4, block_out_channels=[4, 8], "
+    'norm_num_groups=2, down_block_types=["DownEncoderBlock2D", "DownEncoderBlock2D"], '
+    'up_block_types=["UpDecoderBlock2D", "UpDecoderBlock2D"]}'
+)
+_UNET = (
+    "{block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4, attention_head_dim=2, "
+    'cross_attention_dim=12, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], '
+    'up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"]}'
+)
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("steps.json")
 
@@ -48,6 +60,28 @@ def stand_in(folder: Path) -> None:
         rows[:, 0] %= 10
         (inside / name).write_bytes(rows.tobytes())
 
+    save_file({"prompts": torch.from_numpy(_prompts())}, folder / "prompts.safetensors")
+
+
+def _prompts() -> np.ndarray:
+    """Embeddings of two tokens for the ten digits, and for no prompt."""
+    return np.random.default_rng(1).normal(size=(11, 2, 12)).astype(np.float32)
+
+
+def _stable_diffusion(folder: Path) -> list[str]:
+    """Its recipes on digits, with new networks and made-up prompts."""
+    found = [
+        'data.images={use="digits"}',
+        'data.vae=""',
+        'data.subfolder=""',
+        f"data.config={_VAE}",
+    ]
+    for role in ("teacher", "student", "target"):
+        found += [f'models.{role}.path=""', f'models.{role}.subfolder=""']
+        found += [f"models.{role}.config={_UNET}"]
+        found += [f'models.{role}.prompts="{folder}/prompts.safetensors"']
+    return found
+
 
 def data_table(path: Path) -> dict[str, object]:
     """The table `data` of a recipe, with what it inherits from a file beside it."""
@@ -60,7 +94,8 @@ def overrides(path: Path, folder: Path) -> list[str]:
     """What a recipe needs to run on the stand-in, in seconds; data of its own stay."""
     brings = "path" not in data_table(path)
     stand_in = [] if brings else [f"data.path={folder}", "evaluate.metrics=[]"]
-    return [*stand_in, *SMALLER.get(path.stem, ())]
+    small = _stable_diffusion(folder) if path.stem.startswith("lcm-sd15") else []
+    return [*stand_in, *SMALLER.get(path.stem, ()), *small]
 
 
 def main() -> None:

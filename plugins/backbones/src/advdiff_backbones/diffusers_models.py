@@ -92,6 +92,11 @@ class DiffusersFamily(Backbone):
             False, help="recompute each block in the backward: less memory, a third more time"
         )
 
+        @property
+        def brings_weights(self) -> bool:
+            """Whether the network is trained already: a recipe is then not warned of it."""
+            return bool(self.path) and self.pretrained
+
     @classmethod
     def settings_type(cls, variant: str | None) -> type[Any]:
         """The settings of one class.
