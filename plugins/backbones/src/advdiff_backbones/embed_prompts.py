@@ -83,7 +83,7 @@ def _clip(model: str) -> tuple[Any, Any]:
         raise UsageError("this needs the library transformers", where="MODEL", fix=fix) from error
     try:
         tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
-        encoder = CLIPTextModel.from_pretrained(
+        encoder: Any = CLIPTextModel.from_pretrained(
             model, subfolder="text_encoder", use_safetensors=True
         )
     except (OSError, ValueError) as error:

@@ -205,10 +205,11 @@ def _autoencoder(settings: Any, build: Build) -> Any:
         raise refusal(build, "vae", f"wanted either vae or config, found {found}", fix=fix)
     if settings.vae:
         return pretrained(AutoencoderKL, settings.vae, settings.subfolder, build, key="vae")
+    made: Any = AutoencoderKL
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(build.generator().initial_seed())
         try:
-            return AutoencoderKL(**settings.config)
+            return made(**settings.config)
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             text = " ".join(str(error).split())
             raise refusal(
