@@ -323,7 +323,8 @@ def _players(maker: Maker, scene: Scene, followers: Sequence[Follower]) -> tuple
                 displacement=Displacement(component=optimizer, parameters=parameters),
                 lr=LearningRate(
                     law=lr.law, warmup=lr.warmup, images=maker.recipe.run.images,
-                    final=lr.final, reference=lr.reference,
+                    final=lr.final, reference=lr.reference, first=lr.first, peak=lr.peak,
+                    stairs=lr.stairs, momentum=lr.momentum,
                 ),
                 every=player.every, passes=player.passes, moves=player.update == "pass",
                 fresh=player.fresh, clip=player.clip, emas=emas,

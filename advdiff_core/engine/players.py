@@ -16,7 +16,7 @@ from advdiff_core.engine.distributed import World
 from advdiff_core.engine.ema import Ema
 from advdiff_core.engine.followers import Follower
 from advdiff_core.engine.gradients import clip_gradients, refuse_non_finite
-from advdiff_core.engine.lr import LearningRate
+from advdiff_core.engine.lr import LearningRate, check_momentum, set_momentum
 from advdiff_core.engine.stats import Stats
 from advdiff_core.engine.times import TimesWatch
 from advdiff_core.interfaces.loss_term import LossTerm
@@ -99,6 +99,7 @@ class Player:
     updates: int = 0
 
     def __attrs_post_init__(self) -> None:
+        check_momentum(self.lr, self.optimizer.param_groups, self.name)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def phase(self, nimg: int | None = None) -> Phase:
@@ -220,9 +221,11 @@ class Turn:
         return loss
 
     def _learning_rate(self) -> None:
-        factor = self.player.lr.factor(self.nimg)
+        factor, momentum = self.player.lr.factor(self.nimg), self.player.lr.momentum_at(self.nimg)
         for group, rate in zip(self.player.optimizer.param_groups, self.player.rates, strict=True):
             group["lr"] = rate * factor
+            if momentum is not None:
+                set_momentum(group, momentum)
 
     def _update(self, total: Tensor, share: float) -> None:
         """Move the weights, and what follows them.

@@ -233,18 +233,35 @@ class Ema:
 class LrSchedule:
     """`players.<name>.lr_schedule`: factor on the learning rate, a function of the images seen."""
 
-    law: Literal["constant", "linear", "cosine", "inverse-sqrt"] = setting(
+    law: Literal["constant", "linear", "cosine", "inverse-sqrt", "one-cycle"] = setting(
         "constant", help="shape after the warm-up"
     )
     warmup: int = setting(
         0, ge=0, le=MAX_COUNT, unit="images", help="images over which the rate rises from 0"
     )
     final: float = setting(
-        0.0, ge=0.0, le=1.0, help="factor at the end", applies=("law", ("linear", "cosine"))
-    )
+        0.0, ge=0.0, le=1.0, help="factor at the end",
+        applies=("law", ("linear", "cosine", "one-cycle")),
+    )  # fmt: skip
     reference: int = setting(
         0, ge=0, le=MAX_COUNT, unit="images", applies=("law", ("inverse-sqrt",)),
         help="images at which the rate begins to fall; 0 is the end of the warm-up",
+    )  # fmt: skip
+    first: float = setting(
+        0.04, ge=0.0, le=1.0, applies=("law", ("one-cycle",)), help="factor at the start"
+    )
+    peak: float = setting(
+        0.3, gt=0.0, lt=1.0, applies=("law", ("one-cycle",)),
+        help="share of the run after which the rate is at its peak",
+    )  # fmt: skip
+    stairs: int = setting(
+        0, ge=0, le=2**31, applies=("law", ("one-cycle",)),
+        help="steps of equal length (epochs) that the rate is held for; 0: none, it moves always",
+    )  # fmt: skip
+    momentum: tuple[float, float] | None = setting(
+        None, ge=0.0, lt=1.0, applies=("law", ("one-cycle",)),
+        help="momentum (the first beta) at the peak and at both ends, as torch's OneCycleLR cycles"
+        " it; the optimizer's own throughout if left out",
     )  # fmt: skip
 
 

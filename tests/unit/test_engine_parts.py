@@ -9,10 +9,10 @@ from torch import nn
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.gradients import clip_gradients
-from advdiff_core.engine.lr import LearningRate
+from advdiff_core.engine.lr import LearningRate, check_momentum, set_momentum
 from advdiff_core.engine.source import BadSamples, Source
 from advdiff_core.engine.stats import Stats
-from advdiff_core.errors import DataError, UsageError
+from advdiff_core.errors import DataError, RecipeError, UsageError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.dataset import Dataset
 from advdiff_core.types import Batch, DataInfo, Domain
@@ -30,6 +30,52 @@ def test_learning_rate_warms_up_linearly_then_follows_its_law():
     linear = LearningRate(law="linear", images=100)
     assert linear.factor(25) == pytest.approx(0.75)
     assert LearningRate().factor(10**9) == 1.0
+
+
+@pytest.mark.parametrize(("steps", "peak"), [(400, 0.025), (20, 0.3), (10, 0.5)])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_one_cycle_is_that_of_torch_with_its_momentum(steps, peak, optimizer):
+    """Rates and momenta of OneCycleLR, stepped once an epoch, as DM-AT steps it."""
+    weight = [nn.Parameter(torch.zeros(1))]
+    peer = getattr(torch.optim, optimizer)(weight, lr=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        peer, max_lr=0.2, total_steps=steps, pct_start=peak
+    )
+    lr = LearningRate(
+        law="one-cycle", images=50 * steps, first=1 / 25, final=1 / 25e4, peak=peak, stairs=steps,
+        momentum=(0.85, 0.95),
+    )  # fmt: skip
+    group = {"momentum": 0.9} if optimizer == "SGD" else {"betas": (0.9, 0.999)}
+    check_momentum(lr, [group], "student")
+    for epoch in range(steps):
+        theirs = peer.param_groups[0]
+        for nimg in (50 * epoch, 50 * epoch + 49):
+            assert 0.2 * lr.factor(nimg) == pytest.approx(theirs["lr"], rel=1e-9)
+            set_momentum(group, lr.momentum_at(nimg))
+        for key, value in group.items():
+            assert value == pytest.approx(theirs[key], rel=1e-9)
+        peer.step()
+        if epoch + 1 < steps:
+            schedule.step()
+
+
+def test_a_smooth_cycle_peaks_at_its_share_and_ends_at_its_end():
+    """Without stairs it moves with every image."""
+    lr = LearningRate(law="one-cycle", images=1000, first=0.1, final=0.0, peak=0.25)
+    found = [lr.factor(nimg) for nimg in (0, 125, 250, 625, 1000, 2000)]
+    assert found == pytest.approx([0.1, 0.55, 1.0, 0.5, 0.0, 0.0], abs=1e-12)
+    assert lr.momentum_at(125) is None
+
+
+def test_momentum_of_an_optimizer_without_any_cannot_cycle():
+    """Said before the first step, with the place and the mend."""
+    lr = LearningRate(law="one-cycle", momentum=(0.85, 0.95))
+    with pytest.raises(RecipeError) as caught:
+        check_momentum(lr, [{"lr": 0.1}], "student")
+    text = str(caught.value)
+    assert "players.student.lr_schedule.momentum" in text
+    assert "the optimizer has neither momentum nor betas" in text
+    assert "leave it out" in text
 
 
 def test_stats_average_every_element_since_the_last_tick():

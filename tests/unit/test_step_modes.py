@@ -279,3 +279,29 @@ def test_the_first_statistics_of_micro_batches_are_those_of_the_last() -> None:
     norm.register_forward_hook(lambda _, x, __: seen.append(x[0].detach()))
     trainer.train_step()
     torch.testing.assert_close(norm.running_mean, seen[-1].mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("optimizer", "key"), [("sgd", "momentum"), ("adamw", "betas")])
+def test_a_training_cycles_rate_and_momentum(optimizer: str, key: str) -> None:
+    """Set before each step from the images seen alone, so that a resumed run agrees."""
+    cycle = {"law": "one-cycle", "peak": 0.5, "stairs": 4, "momentum": [0.85, 0.95]}
+    recipe = recipe_from_dict({
+        "advdiff": 1,
+        "run": {"images": 64, "batch": 16, "precision": "fp32"},
+        "data": {"use": "two-moons", "count": 64},
+        "models": {"student": {"use": "toy-net", "parametrization": "none", "outputs": 2}},
+        "terms": {"ce": {"use": "cross-entropy"}},
+        "players": {"student": {"terms": ["ce"], "optimizer": {"use": optimizer, "lr": 0.1},
+                                "lr_schedule": cycle}},
+    })  # fmt: skip
+    ticks: Any = None
+    trainer = Trainer(assemble(recipe), world=World(), ticks=ticks, stop=StopFlag())
+    (player,) = trainer.experiment.players
+    found = []
+    for _ in range(4):
+        trainer.train_step()
+        group = player.optimizer.param_groups[0]
+        found.append((group["lr"], group[key] if key == "momentum" else group[key][0]))
+    rates, momenta = zip(*found, strict=True)
+    assert rates == pytest.approx([0.004, 0.1, 0.05, 0.0])
+    assert momenta == pytest.approx([0.95, 0.85, 0.9, 0.95])
