@@ -76,7 +76,7 @@ class EpsilonScaling(Wrapped):
         return self.settings.scale + self.settings.slope * left.clamp_min(0)
 
     def changed(self, denoise: Denoise, times: Tensor) -> Denoise:
-        """The denoiser with scaled predictions; `times` [n + 1] falling."""
+        """The denoiser with scaled predictions; `times` [N + 1] falling."""
         if self.settings.scale == 1 and self.settings.slope == 0:
             return denoise
 

@@ -67,7 +67,7 @@ class TimeShift(Wrapped):
         self._known: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def changed(self, denoise: Denoise, times: Tensor) -> Denoise:
-        """The denoiser at shifted times; `times` [n + 1] falling."""
+        """The denoiser at shifted times; `times` [N + 1] falling."""
         if self.settings.window == 0:
             return denoise
         first = float(times[0])

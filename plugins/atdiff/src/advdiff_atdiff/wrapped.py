@@ -27,7 +27,7 @@ class Wrapped(Sampler):
 
     @abstractmethod
     def changed(self, denoise: Denoise, times: Tensor) -> Denoise:
-        """The denoiser that the other sampler asks; `times` [n + 1] are those of its grid."""
+        """The denoiser that the other sampler asks; `times` [N + 1] are those of its grid."""
 
     def grid(self) -> Tensor:
         """Times [n + 1] of the other sampler."""
