@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from advdiff_atdiff.consistency_grid import ConsistencyGrid
+from advdiff_atdiff.latent_grid import LatentGrid
 
 from advdiff_core.backbones.mlp import MLP
 from advdiff_core.testing import Drawn, Example, Model, laws
@@ -23,7 +24,25 @@ LEARNS: dict[str, Any] = {
     "student": Model(MLP, settings=MLP.Settings(width=8, blocks=1, learn_sigma=True))
 }
 
+LABELS: Any = {"width": 8, "blocks": 1, "conditional": True}
+GUIDED = {
+    "student": Model(MLP, MLP.Settings(guided=True, **LABELS)),
+    "target": Model(MLP, MLP.Settings(guided=True, **LABELS), frozen=True, follows="student"),
+    "teacher": Model(MLP, MLP.Settings(**LABELS), frozen=True),
+}
+LCM = Drawn(LatentGrid)
+
 EXAMPLES: dict[str, Any] = {
+    "loss_term:latent-consistency": [
+        Example(models=GUIDED, times=LCM),
+        Example(
+            settings={"view": "adv", "moves": "target", "distance": "pseudo-huber"},
+            models=GUIDED,
+            times=LCM,
+        ),
+        Example(settings={"view": "adv", "moves": "both"}, models=GUIDED, times=LCM),
+    ],
+    "time_sampler:latent-grid": [{}, {"skip": 7}],
     "loss_term:consistency-training": [
         Example(models=TARGET, times=GRID),
         Example(settings={"view": "adv", "moves": "both"}, models=TARGET, times=GRID),
