@@ -151,23 +151,36 @@ def command(  # noqa: PLR0913 - one argument per option.
     )  # fmt: skip
     if not attacks:
         attacked.refuse_without_attack()
-    from advdiff_core.engine.api import open_trained
-
-    if metrics is not None and attacks:
-        raise UsageError(
-            "found beside --attack, which measures accuracy alone", where="--metrics",
-            fix="leave one of the two out",
-        )  # fmt: skip
-    if metrics is not None:
-        overrides = (metrics_of(metrics), *overrides)
-    trained = open_trained(run, checkpoint=checkpoint, overrides=overrides)
+    trained = _opened(run, checkpoint, (*_borrowed(metrics, attacks), *overrides))
     site.folder = run
-    for path, reason in trained.skipped:
-        say(f"advdiff: warning: {escape(path)} is skipped: {escape(reason, limit=600)}")
     if attacks:
         evaluate_under_attack(trained, run, attacked, as_json=as_json)
     else:
         _measure(trained, run, as_json=as_json)
+
+
+def _opened(run: Path, checkpoint: int | None, overrides: tuple[str, ...]) -> Trained:
+    """The run; tells of checkpoints that were skipped."""
+    from advdiff_core.engine.api import open_trained
+
+    trained = open_trained(run, checkpoint=checkpoint, overrides=overrides)
+    for path, reason in trained.skipped:
+        say(f"advdiff: warning: {escape(path)} is skipped: {escape(reason, limit=600)}")
+    return trained
+
+
+def _borrowed(metrics: str | None, attacks: tuple[str, ...]) -> tuple[str, ...]:
+    """The metrics of another recipe as an override, if `--metrics` names one.
+
+    Raises:
+        UsageError: If attacks are asked for, too.
+    """
+    if metrics is None:
+        return ()
+    if attacks:
+        message = "found beside --attack, which measures accuracy alone"
+        raise UsageError(message, where="--metrics", fix="leave one of the two out")
+    return (metrics_of(metrics),)
 
 
 def _measure(trained: Trained, run: Path, *, as_json: bool) -> None:
