@@ -19,8 +19,11 @@ RECIPES = Path(__file__).parents[3] / "plugins/robustadv/src/advdiff_robustadv/r
 #: Height and width of the images, and standard deviation of the noise on 90 % of them. The page has
 #: those that there are records of.
 PARTS = {"32-0.2": (32, 0.2), "16-0.2": (16, 0.2), "16-0.1": (16, 0.1), "16-clean": (16, 0.0)}
-BASE = {16: 192_000, 32: 128_000}
-TUNED = {16: 64_000, 32: 32_000}
+#: Images of the plain run, and of what goes on from it.
+LENGTHS = {
+    "32-0.2": (128_000, 32_000), "16-0.2": (192_000, 64_000), "16-0.1": (96_000, 32_000),
+    "16-clean": (192_000, 64_000),
+}  # fmt: skip
 #: The ablation is stopped early: it gets worse by the step.
 SHORT = {"invariance": 8_000}
 #: All methods at 16 pixels and the noise of the paper's headline; a pair beside it.
@@ -68,7 +71,7 @@ def common(given: Any, part: str) -> dict[str, Any]:
 
 def base(lab: Lab, given: Any, part: str) -> Path:
     """The plain run that all methods go on from."""
-    keys = {**common(given, part), "run.images": BASE[PARTS[part][0]]}
+    keys = {**common(given, part), "run.images": LENGTHS[part][0]}
     return lab.train(f"cifar{part}-base", RECIPES / "cifar10-plain.toml", keys)
 
 
@@ -76,7 +79,7 @@ def tuned(lab: Lab, given: Any, part: str, method: str) -> Path:
     """A run that goes on from it by one method."""
     recipe, keys = {**METHODS, **TRIED}[method]
     keys = {
-        **common(given, part), **keys, "run.images": SHORT.get(method, TUNED[PARTS[part][0]]),
+        **common(given, part), **keys, "run.images": SHORT.get(method, LENGTHS[part][1]),
         "models.student.init": base(lab, given, part),
     }  # fmt: skip
     return lab.train(f"cifar{part}-{method.replace(' ', '-')}", RECIPES / recipe, keys)
@@ -91,8 +94,8 @@ def main() -> None:
         for method in (*METHODS, *TRIED) if part == GRID else PAIR:
             run = tuned(lab, given, part, method)
             found[method] = lab.measure(run, distance(given.data, PARTS[part][0]))
-            size = PARTS[part][0]
-            counts = {"base": BASE[size], "tuned": TUNED[size], "short": SHORT}
+            base_images, tuned_images = LENGTHS[part]
+            counts = {"base": base_images, "tuned": tuned_images, "short": SHORT}
             lab.record(f"images-{part}", {"methods": found, **counts})
 
 
