@@ -54,11 +54,21 @@ def example_of(kind: str, use: str, settings: type[Any], owner: type[Any], first
         title = _title(name, table, use)
         if table.kind == kind:
             return _table(title, own)
-        for key, one in keys_of(table.cls).items():
-            if one.metadata.get("kind") == kind:
-                many = get_origin(field_types(table.cls)[one.name]) is tuple
-                return _inline(title, key, [own] if many else own)
+        if found := _held(table.cls, kind, own):
+            return _inline(title, *found)
     return ""
+
+
+def _held(cls: type[Any], kind: str, own: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The key of a table that holds such a component, itself or in a table of it, and its value."""
+    hints = field_types(cls)
+    for key, one in keys_of(cls).items():
+        if one.metadata.get("kind") == kind:
+            return key, [own] if get_origin(hints[one.name]) is tuple else own
+        inner = hints[one.name]
+        if isinstance(inner, type) and attrs.has(inner) and (found := _held(inner, kind, own)):
+            return key, dict([found])
+    return None
 
 
 def _title(name: str, table: Table, use: str) -> str:

@@ -19,7 +19,11 @@ from advdiff_core.recipe import load_recipe
 __all__ = ["STEPS", "differences", "first_steps"]
 
 #: The same on every machine, as far as machines agree.
-OVERRIDES = ("run.batch=8", "run.precision='fp32'", "run.channels_last=false", "run.device='cpu'")
+OVERRIDES = (
+    "run.batch=8", "run.precision='fp32'", "run.channels_last=false", "run.device='cpu'",
+    # What `auto` takes depends on the memory that is free, and statistics of batches on it.
+    "run.micro_batch=8",
+)  # fmt: skip
 STEPS = 2
 #: Relative tolerances: losses and gradient norms, and sums over all weights of a role.
 MEANS, WEIGHTS = 1e-3, 1e-5

@@ -199,7 +199,7 @@ CONFLICTS = {
     "a constant rate with an end": (
         {"players.student.lr_schedule.law": '"constant"'},
         "players.student.lr_schedule.final",
-        "needs law = 'linear' or 'cosine', found 'constant'",
+        "needs law = 'linear' or 'cosine' or 'one-cycle', found 'constant'",
         "players.student.lr_schedule.law",
     ),
 }

@@ -24,6 +24,7 @@ _STUDENT = ["models.student.depth=10", "models.student.width=1"]
 _ENCODER = '{use="ddpmpp-unet", channels=16, blocks=1}'
 SMALLER = {
     "cifar10-adm": ["models.student.channels=32", "models.student.blocks=1"],
+    "cifar10-trades": _STUDENT,
     "cifar10-diffusion-encoder": [f"models.student.denoiser={_ENCODER}"],
     "cifar10-dra": [*_STUDENT, *_TEACHER],
     "cifar10-dra-noisy-teacher": [*_STUDENT, f"models.teacher.denoiser={_ENCODER}"],

@@ -185,7 +185,7 @@ def test_explain_describes_a_component(cli: Cli) -> None:
     assert steps["help"]
     text = cli("explain", "sampler.heun").out
     assert text.startswith("sampler heun, from advdiff-core")
-    assert "role, ema, images, every (advdiff explain recipe sample)" in text
+    assert "role, ema, guidance, images, every (advdiff explain recipe sample)" in text
 
 
 def test_explain_tells_the_size_of_a_network(cli: Cli) -> None:

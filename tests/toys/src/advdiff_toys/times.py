@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from advdiff_core import Build, Times, TimeSampler
 from advdiff_core.settings import setting, settings
-from torch import Tensor
 
 __all__ = ["ToyDoubling"]
 
