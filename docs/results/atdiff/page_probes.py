@@ -58,7 +58,7 @@ def cost() -> list[str]:
     """What a step costs, from the benchmark."""
     lines = ["### Cost of a step", ""]
     if not BENCH.exists():
-        return [*lines, "Not measured yet: `python -m tests.bench atdiff`.", ""]
+        return [*lines, "Not measured yet: `python -m tests.bench --suite atdiff --write docs/benchmarks`.", ""]
     rows = [
         [one.get("name", ""), one.get("ratio", ""), one.get("target", "")]
         for one in json.loads(BENCH.read_text())
