@@ -58,7 +58,8 @@ def cost() -> list[str]:
     """What a step costs, from the benchmark."""
     lines = ["### Cost of a step", ""]
     if not BENCH.exists():
-        return [*lines, "Not measured yet: `python -m tests.bench --suite atdiff --write docs/benchmarks`.", ""]
+        command = "python -m tests.bench --suite atdiff --write docs/benchmarks"
+        return [*lines, f"Not measured yet: `{command}`.", ""]
     rows = [
         [one.get("name", ""), one.get("ratio", ""), one.get("target", "")]
         for one in json.loads(BENCH.read_text())
