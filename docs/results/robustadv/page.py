@@ -107,7 +107,7 @@ def image_rows(part: str) -> list[list[Any]]:
     rows = []
     for method, one in found["methods"].items():
         numbers = one["metrics"]
-        tuned = found["short"].get(method, found["tuned"])
+        tuned = found.get("short", {}).get(method, found["tuned"])
         rows.append([
             size, sigma, NAMES.get(method, method), f"{found['base']:,} + {tuned:,}",
             numbers["frechet_judge_pooled"], numbers["frechet_judge_pooled"] / base,
