@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
+from attrs import frozen
 from torch import Tensor
 
 from advdiff_core import (
@@ -16,14 +17,12 @@ from advdiff_core import (
     ImageDraws,
     Metric,
     NoiseSchedule,
-    Prediction,
     RecipeError,
     Sampler,
-    Samples,
     Spec,
-    StepCallback,
 )
 from advdiff_core.hooks.curves import slug, write_curves
+from advdiff_core.interfaces.moved_path import MovedPath, Mover
 from advdiff_core.interfaces.quality import judged, quality_of, sampler_of
 from advdiff_core.settings import setting, settings
 
@@ -152,11 +151,10 @@ class NoiseRobustness(Metric):
         return judged(self.quality, told, made.numbers, self.build.path)
 
 
-class DisturbedSampler(Sampler):
+class DisturbedSampler(MovedPath):
     """A sampler whose state is moved by Gaussian noise before chosen steps.
 
-    With `level = 0` its samples are those of the sampler itself, bit for bit. The sampler's own
-    noise stays what it is.
+    With `level = 0` its samples are those of the sampler itself, bit for bit.
 
     Args:
         sampler: The sampler.
@@ -175,45 +173,17 @@ class DisturbedSampler(Sampler):
         level: float,
         place: float | None = None,
     ) -> None:
-        super().__init__(None, build)
-        self.sampler, self.schedule = sampler, schedule
-        self.level, self.place = level, place
+        super().__init__(None, build, sampler)
+        self.schedule, self.level, self.place = schedule, level, place
 
-    def grid(self) -> Tensor:
-        """Times [n + 1] of the sampler."""
-        return self.sampler.grid()
-
-    def sample(  # noqa: PLR0913 - the switches a caller may combine.
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        draws: ImageDraws,
-        *,
-        grid: Tensor | None = None,
-        grad_steps: tuple[int, ...] | None = None,
-        checkpoint: bool = False,
-        callback: StepCallback | None = None,
-    ) -> Samples:
-        """Samples [B, ...] of a disturbed path from `x` [B, ...]; see `Sampler.sample`."""
-        how: dict[str, Any] = {"grid": grid, "grad_steps": grad_steps, "checkpoint": checkpoint}
+    def mover(self, denoise: Denoise, draws: ImageDraws, times: Tensor) -> Mover | None:
+        """The noise on a path of `times` [n + 1]; none of level 0."""
+        del denoise
         if self.level == 0:
-            return self.sampler.sample(denoise, x, draws, callback=callback, **how)
-        times = (self.sampler.grid() if grid is None else grid).double().cpu()
-        sigmas = self.schedule.sigma(times[:-1]).tolist()
+            return None
+        sigmas = self.schedule.sigma(times[:-1].double().cpu())
         chosen = self._chosen(len(sigmas))
-
-        def moved(index: int, state: Tensor) -> Tensor:
-            if index not in chosen:
-                return state
-            xi = draws.child("disturbed", index).normal(tuple(state.shape)).to(state)
-            return state + self.level * sigmas[index] * xi
-
-        def after(index: int, state: Tensor, prediction: Prediction) -> Tensor | None:
-            state = moved(index + 1, state)
-            told = callback(index, state, prediction) if callback is not None else None
-            return state if told is None else told
-
-        return self.sampler.sample(denoise, moved(0, x), draws, callback=after, **how)
+        return _Noise(draws, {i: self.level * float(sigmas[i]) for i in chosen})
 
     def _chosen(self, count: int) -> range:
         """Indices of the disturbed steps of `count`."""
@@ -222,3 +192,19 @@ class DisturbedSampler(Sampler):
         # A share such as 0.29 of 100 steps is the 29th in floating point, too.
         index = math.floor(self.place * count + 1e-9)
         return range(index, index + 1)
+
+
+@frozen(eq=False)
+class _Noise:
+    """Noise before steps: its standard deviation by the index of the step."""
+
+    draws: ImageDraws
+    stds: Mapping[int, float]
+    calls: int = 0
+
+    def moved(self, index: int, x: Tensor) -> Tensor:
+        """The state [B, ...] before step `index`."""
+        if index not in self.stds:
+            return x
+        xi = self.draws.child("disturbed", index).normal(tuple(x.shape)).to(x)
+        return x + self.stds[index] * xi

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from advdiff_core import (
     setting,
     settings,
 )
+from advdiff_core.interfaces.moved_path import MovedPath, Mover
 from advdiff_core.math import norms
 from advdiff_robustadv.rays import SOURCE
 from advdiff_robustadv.reach import ReachSettings, ascend, reach, uniform_start
@@ -115,7 +116,7 @@ class Attacked(Sampler):
         return self.inner.sampler.linear_step(t, t_next)
 
 
-class AttackedSampler(Sampler):
+class AttackedSampler(MovedPath):
     """A sampler with an attack around it, for the component and for metrics.
 
     Args:
@@ -128,43 +129,18 @@ class AttackedSampler(Sampler):
     """
 
     def __init__(self, sampler: Sampler, keys: TrajectorySettings, build: Build) -> None:
-        super().__init__(keys, build)
+        super().__init__(keys, build, sampler)
         if build.schedule is None:
             message = "an attack on the path needs a noise schedule, the recipe has none"
             raise RecipeError([Fault(code="R10", key=f"{build.path}.use", message=message)])
-        self.sampler, self.keys = sampler, keys
+        self.keys = keys
         self.schedule: NoiseSchedule = build.schedule
 
-    def grid(self) -> Tensor:
-        """Times [n + 1] of the sampler."""
-        return self.sampler.grid()
-
-    def sample(  # noqa: PLR0913 - the switches a caller may combine.
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        draws: ImageDraws,
-        *,
-        grid: Tensor | None = None,
-        grad_steps: tuple[int, ...] | None = None,
-        checkpoint: bool = False,
-        callback: StepCallback | None = None,
-    ) -> Samples:
-        """Samples under attack from `x` [B, ...]; see `Sampler.sample`."""
-        how: dict[str, Any] = {"grad_steps": grad_steps, "checkpoint": checkpoint}
+    def mover(self, denoise: Denoise, draws: ImageDraws, times: Tensor) -> Mover | None:
+        """The attack on a path of `times` [n + 1]; none of radius 0."""
         if self.keys.radius == 0:
-            return self.sampler.sample(denoise, x, draws, grid=grid, callback=callback, **how)
-        times = self.sampler.grid() if grid is None else grid
-        assault = _Assault(self.keys, self.schedule, denoise, draws, times)
-
-        def after(index: int, state: Tensor, prediction: Prediction) -> Tensor | None:
-            moved = assault.moved(index + 1, state)
-            told = callback(index, moved, prediction) if callback is not None else None
-            return moved if told is None else told
-
-        first = assault.moved(0, x)
-        found = self.sampler.sample(denoise, first, draws, grid=grid, callback=after, **how)
-        return Samples(found.x0, found.nfe + assault.calls)
+            return None
+        return _Assault(self.keys, self.schedule, denoise, draws, times)
 
 
 class _Assault:
