@@ -34,10 +34,12 @@ def test_components_explain_themselves(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_components_are_final(entry: Entry) -> None:
-    """A component is a concrete class and nobody subclasses it."""
+    """A component is a concrete class and nothing that is shipped subclasses it."""
     cls = CATALOGUE.load(entry)
     assert not inspect.isabstract(cls)
-    assert cls.__subclasses__() == []
+    # Tests that ran before this one may have made subclasses, which live until they are collected.
+    heirs = [heir for heir in cls.__subclasses__() if heir.__module__.startswith("advdiff_")]
+    assert heirs == []
 
 
 @pytest.mark.parametrize("name", TABLES)
