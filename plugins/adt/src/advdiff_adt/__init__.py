@@ -1,0 +1,1 @@
+"""Tuning of diffusion models through their own sampling path (ADT), for advdiff."""
