@@ -3,8 +3,8 @@
     python docs/results/dra/teachers.py --out RUNS --data FOLDER --base RUN [TEACHER ...]
 
 FOLDER holds CIFAR-10 in its binary version, and `judge`, an import of a ResNet-56 trained on clean
-CIFAR-10, whose pooled features the distance is measured in. RUN is a plain run of the small U-Net on
-clean images without labels (docs/results/robustadv/images.py, part 16-clean, method ddpm). It is
+CIFAR-10, whose pooled features the distance is measured in. RUN is a plain run of the small U-Net
+on clean images without labels (docs/results/robustadv/images.py, part 16-clean, method ddpm). It is
 given an embedding of classes that starts at zero, and trained on with labels; each teacher goes on
 from there. Half an hour of one CPU core. Numbers go to records/teachers.json.
 """
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 CLASSES = 10
 #: Images with labels, and of what goes on from there by each method.
-LABELLED, TUNED = 128_000, 32_000
+LABELLED, TUNED = 192_000, 32_000
 PASSES = 3
 #: As many optimizer updates as the others, in whole batches of 32.
 FREE = TUNED // PASSES // 32 * 32
