@@ -14,7 +14,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "Draws", "SampleDraws", "SeedDraws", "keyed_generator", "permutation"]
+__all__ = [
+    "BLOCK",
+    "Draws",
+    "SampleDraws",
+    "SeedDraws",
+    "content_ids",
+    "keyed_generator",
+    "permutation",
+]
 
 BLOCK = 32
 
@@ -29,6 +37,16 @@ def keyed_generator(*key: object, device: torch.device | str = "cpu") -> torch.G
 def permutation(count: int, *key: object) -> Tensor:
     """A permutation of `range(count)`, int64 [count], that depends on the words of `key` alone."""
     return torch.randperm(count, generator=keyed_generator(*key))
+
+
+def content_ids(x: Tensor) -> list[int]:
+    """An identity for each sample of `x` [B, ...] that its content alone decides.
+
+    For `SampleDraws` of a metric: neither the order of the data nor the batch changes a number.
+    """
+    flat = x.detach().cpu().contiguous().flatten(1)
+    digests = (hashlib.blake2b(row.numpy().tobytes(), digest_size=7).digest() for row in flat)
+    return [int.from_bytes(digest, "big") for digest in digests]
 
 
 class Draws:

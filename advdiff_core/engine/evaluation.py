@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from advdiff_core.engine.assemble import Experiment
-from advdiff_core.engine.generate import denoiser_of, evaluation_mode, generate, weights_of
+from advdiff_core.engine.generate import (
+    denoiser_of,
+    evaluated_weights,
+    evaluation_mode,
+    generate,
+    weights_of,
+)
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.interfaces.sampler import Denoise, Sampler, Samples, StepCallback, with_steps
 from advdiff_core.types import Batch, DataInfo
@@ -130,13 +136,28 @@ class RunEvaluation:
         *,
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Denoise:
         """A role as a denoiser; see `Evaluation.denoiser`."""
+        name, average = self._chosen(role)
+        return denoiser_of(
+            self._experiment, name, average, labels, taps=taps, stop_at=stop_at, weights=weights
+        )
+
+    def weights(self, role: str | None = None) -> dict[str, Tensor]:
+        """The weights that training moves; see `Evaluation.weights`."""
+        name, average = self._chosen(role)
+        found = evaluated_weights(self._experiment, name, average)
+        own = dict(self._experiment.scene.roles[name].module.named_parameters())
+        moved = {n: w for n, w in found.items() if n in own and own[n].requires_grad}
+        return moved or found
+
+    def _chosen(self, role: str | None) -> tuple[str, int | None]:
+        """A denoiser's role, and which of its averages is evaluated."""
         sample = self._experiment.recipe.sample
         assert role or sample, "a metric names the role where a recipe samples none"
         name = role or cast("Any", sample).role
-        average = sample.ema if sample is not None and sample.role == name else None
-        return denoiser_of(self._experiment, name, average, labels, taps=taps, stop_at=stop_at)
+        return name, sample.ema if sample is not None and sample.role == name else None
 
     def sampler(self, steps: int | None = None) -> Sampler:
         """The run's sampler, built anew."""

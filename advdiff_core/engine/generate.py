@@ -21,7 +21,14 @@ from advdiff_core.step.network import guidance_told
 from advdiff_core.step.scene import Role, Scene
 from advdiff_core.types import Prediction
 
-__all__ = ["SampleSet", "denoiser_of", "evaluation_mode", "generate", "weights_of"]
+__all__ = [
+    "SampleSet",
+    "denoiser_of",
+    "evaluated_weights",
+    "evaluation_mode",
+    "generate",
+    "weights_of",
+]
 
 
 @frozen(kw_only=True)
@@ -208,6 +215,22 @@ def _predict(
     return found.guided(role.wear(forward, x_t, t, None), guidance)
 
 
+def evaluated_weights(experiment: Experiment, role: str, ema: int | None) -> dict[str, Tensor]:
+    """The weights of a denoiser by name, detached, averaged where `ema` says so.
+
+    Args:
+        experiment: The run.
+        role: Model role.
+        ema: See `weights_of`.
+
+    Raises:
+        UsageError: If the role is not a denoiser or has no such average.
+    """
+    owner = _denoiser(experiment.scene, role)
+    found = weights_of(experiment, role, ema) or {}
+    return {name: p.detach() for name, p in owner.module.named_parameters()} | found
+
+
 def denoiser_of(  # noqa: PLR0913 - one way of running a network.
     experiment: Experiment,
     role: str,
@@ -216,11 +239,12 @@ def denoiser_of(  # noqa: PLR0913 - one way of running a network.
     *,
     taps: tuple[str, ...] = (),
     stop_at: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Denoise:
     """A role as a denoiser with fixed weights, in eval mode and full precision.
 
-    A prediction has a graph to the input, if that wants one, and none to the parameters; it has
-    the guidance of `sample` inside, if that is the role that is sampled.
+    A prediction has a graph to the input, if that wants one, and none to the parameters but those
+    in `weights`; it has the guidance of `sample` inside, if that is the role that is sampled.
 
     Args:
         experiment: The run; its network is left as it is.
@@ -229,20 +253,20 @@ def denoiser_of(  # noqa: PLR0913 - one way of running a network.
         labels: Labels [B] of what it is called with.
         taps: Features that predictions hold.
         stop_at: Tap at which the network stops; predictions then hold nothing but features.
+        weights: Weights that take the place of its own, by name.
 
     Raises:
         UsageError: If the role is not a denoiser or has no such average.
     """
     owner = _denoiser(experiment.scene, role)
-    found = weights_of(experiment, role, ema) or {}
-    weights = {name: p.detach() for name, p in owner.module.named_parameters()} | found
+    used = evaluated_weights(experiment, role, ema) | dict(weights or {})
     device = experiment.scene.compute.device
     sample = experiment.recipe.sample
     guidance = sample.guidance if sample is not None and sample.role == role else 0.0
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with evaluation_mode(owner.module):
-            return functional_call(owner.module, weights, args, kwargs)
+            return functional_call(owner.module, used, args, kwargs)
 
     def denoise(x_t: Tensor, t: Tensor) -> Prediction:
         y = None if labels is None else labels.to(device)

@@ -84,16 +84,27 @@ class Evaluation(Protocol):
         *,
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Denoise:
         """A role as a denoiser with the weights being evaluated, in eval mode, in full precision.
 
-        A prediction has a graph to an input that requires a gradient, and none to the parameters.
+        A prediction has a graph to an input that requires a gradient, and none to the parameters
+        but to those among `weights`.
 
         Args:
             role: Model role; the one that is sampled if None.
             labels: Labels [B] of what it is called with, for class-conditional networks.
             taps: Features that predictions hold, by name.
             stop_at: Tap at which the network stops; predictions then hold nothing but features.
+            weights: Weights by name that take the place of those being evaluated, as `weights`
+                gives them: for analyses of gradients towards weights.
+        """
+
+    def weights(self, role: str | None = None) -> dict[str, Tensor]:
+        """The weights being evaluated of a denoiser that training moves, by name, detached.
+
+        Args:
+            role: Model role; the one that is sampled if None.
         """
 
     def sampler(self, steps: int | None = None) -> Sampler:

@@ -26,7 +26,18 @@ from advdiff_core.testing.steps import Model, Moved, Stage, build_stage
 from advdiff_core.testing.subject import Subject, references
 from advdiff_core.types import Budget, Noised
 
-__all__ = ["Asked", "GradientWatch", "Shot", "ask", "perturbed", "shoot", "stage_of", "term_stage"]
+__all__ = [
+    "Asked",
+    "GradientWatch",
+    "Shot",
+    "ask",
+    "critic",
+    "named_kind",
+    "perturbed",
+    "shoot",
+    "stage_of",
+    "term_stage",
+]
 
 KINDS = ("denoiser", "classifier", "discriminator", "alignment_target")
 #: Words in a role's name that tell its kind; the others are tried after it.
@@ -67,8 +78,20 @@ def worlds_with_roles(subject: Subject) -> Iterator[World]:
                 yield evolve(world, name=f"{world.name}/{root}", root=root, roles=roles)
 
 
+def critic(world: World) -> Any:
+    """A stand-in discriminator in eval mode, with no gradient to its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BenchCritic(None, Build(data=world.data)).eval().requires_grad_(False)
+
+
+def named_kind(name: str) -> str:
+    """Kind of network that the name of a role tells; "" if it tells none."""
+    return next((kind for word, kind in HINTS.items() if word in name), "")
+
+
 def _likely_first(name: str, usual: str) -> list[str]:
-    first = next((kind for word, kind in HINTS.items() if word in name), usual)
+    first = named_kind(name) or usual
     return [first, *(kind for kind in KINDS if kind != first)]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from advdiff_core.draws import SeedDraws
 from advdiff_core.interfaces.component import Build
@@ -35,10 +36,18 @@ class BenchEvaluation:
         samples: Generated samples [N, ...].
         data: Clean samples, and the data as seen [M, ...].
         folder: Where a metric may write.
+        critics: Discriminators by role.
     """
 
-    def __init__(
-        self, world: World, module: nn.Module, *, samples: Tensor, data: Tensor, folder: Path
+    def __init__(  # noqa: PLR0913 - what there is to read.
+        self,
+        world: World,
+        module: nn.Module,
+        *,
+        samples: Tensor,
+        data: Tensor,
+        folder: Path,
+        critics: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.samples, self.clean, self.data, self.folder = samples, data, data, folder
         self.info, self.schedule = world.data, bench.schedule("vp-linear")
@@ -47,11 +56,11 @@ class BenchEvaluation:
         self.device = torch.device("cpu")
         self.seeds = tuple(range(len(samples)))
         self._module = module.requires_grad_(False)
+        self._critics = dict(critics or {})
 
     def module(self, role: str) -> nn.Module:
-        """The network."""
-        del role
-        return self._module
+        """The network, or the critic of that name."""
+        return self._critics.get(role, self._module)
 
     def denoiser(
         self,
@@ -60,11 +69,21 @@ class BenchEvaluation:
         *,
         taps: tuple[str, ...] = (),
         stop_at: str | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Denoise:
         """The network as a denoiser that predicts noise; `labels` [B], features of `taps`."""
         del role
         wear = Wear(schedule=self.schedule)
-        return lambda x_t, t: wear(self._module, x_t, t, labels, taps=taps, stop_at=stop_at)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self._module, dict(weights or {}), args, kwargs)
+
+        return lambda x_t, t: wear(forward, x_t, t, labels, taps=taps, stop_at=stop_at)
+
+    def weights(self, role: str | None = None) -> dict[str, Tensor]:
+        """All weights of the network."""
+        del role
+        return {name: p.detach() for name, p in self._module.named_parameters()}
 
     def sampler(self, steps: int | None = None) -> Sampler:
         """DDIM of a few steps."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from advdiff_core.draws import BLOCK, Draws, SampleDraws
+from advdiff_core.draws import BLOCK, Draws, SampleDraws, content_ids
 
 IDS = tuple(range(40, 57))
 KINDS: dict[str, Callable[[Draws, int], Tensor]] = {
@@ -123,3 +123,12 @@ def test_draws_rows_have_no_partners() -> None:
     """A partner may be missing among some rows."""
     with pytest.raises(NotImplementedError):
         draws().rows(torch.tensor([0, 1])).partners()
+
+
+def test_content_ids_belong_to_contents_whatever_the_order() -> None:
+    """Equal samples have equal ids, others have others, in any order and batch."""
+    x = torch.arange(12.0).reshape(4, 3)
+    ids = content_ids(x)
+    assert len(set(ids)) == 4
+    assert content_ids(x.flip(0)) == ids[::-1]
+    assert content_ids(torch.cat([x[1:2], x[1:2]])) == [ids[1]] * 2

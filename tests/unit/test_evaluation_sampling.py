@@ -78,6 +78,33 @@ def test_denoiser_has_a_graph_to_the_input_and_none_to_the_weights(experiment, e
         torch.testing.assert_close(role.wear(role.module, x_t, t).value, found.value)
 
 
+def test_denoiser_has_a_graph_to_the_weights_that_it_is_given(experiment, evaluation):
+    """Those evaluated, given back: the same prediction, and a gradient for each of them."""
+    given = {name: w.clone().requires_grad_() for name, w in evaluation.weights().items()}
+    module = experiment.scene.roles["student"].module
+    assert set(given) == {name for name, p in module.named_parameters() if p.requires_grad}
+    x_t, t = evaluation.clean[:3], torch.full((3,), 0.5)
+    found = evaluation.denoiser(weights=given)(x_t, t)
+    assert torch.equal(found.value, evaluation.denoiser()(x_t, t).value)
+    found.eps.square().sum().backward()
+    assert all(float(w.grad.abs().sum()) > 0 for w in given.values() if w.numel() > 1)
+    assert all(p.grad is None for p in module.parameters())
+    moved = evaluation.denoiser(weights={name: 2 * w for name, w in given.items()})
+    assert not torch.equal(moved(x_t, t).value, found.value)
+
+
+def test_weights_leave_out_what_training_does_not_move(experiment, evaluation):
+    """A fixed layer is none of them; of a network that is fixed as a whole there are all."""
+    every = evaluation.weights()
+    role = experiment.scene.roles["student"]
+    first = next(iter(every))
+    role.module.get_parameter(first).requires_grad_(False)
+    assert set(evaluation.weights()) == set(every) - {first}
+    role.module.requires_grad_(False)
+    assert set(evaluation.weights()) == set(every)
+    role.module.requires_grad_(True)
+
+
 def test_denoiser_stops_at_a_tap_with_the_features_of_the_whole(experiment, evaluation):
     """The features are those of a whole forward, and nothing behind the tap is run."""
     tap = next(iter(experiment.scene.roles["student"].module.taps))

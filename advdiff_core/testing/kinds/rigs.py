@@ -173,22 +173,35 @@ class TimesRig(Rig):
 
 
 class MetricRig(Rig):
-    """Metrics: roles they name are small networks, denoisers or else classifiers."""
+    """Metrics: roles they name are small networks, denoisers or else classifiers.
+
+    Where that does not do, those whose names say so are discriminators.
+    """
 
     def candidates(self, subject: Subject) -> Iterable[World]:
         """Every kind of data, with either kind of network."""
-        for kind in ("denoiser", "classifier"):
-            for world in subject.candidates():
-                yield evolve(world, roles={"student": kind})
+        critics = {
+            name: "discriminator"
+            for name in references(subject.settings, "role")
+            if casts.named_kind(name) == "discriminator"
+        }
+        for others in [{}, critics] if critics else [{}]:
+            for kind in ("denoiser", "classifier"):
+                for world in subject.candidates():
+                    yield evolve(world, roles={"student": kind, **others})
 
     def told(self, subject: Subject, world: World, seed: int) -> Build:
-        """Data, and every role as a backbone."""
+        """Data, and every role as a backbone or discriminator."""
         worn = "none" if world.roles.get("student") == "classifier" else "eps"
         info = ModelInfo(
             kind="backbone", frozen=True, parametrization=worn, sigma_data=1.0,
             taps=casts.net(world, names=subject.words).taps,
         )  # fmt: skip
-        names = dict.fromkeys([*references(subject.settings, "role"), "student"], info)
+        critic = ModelInfo(kind="discriminator", frozen=True)
+        names = {
+            name: critic if world.roles.get(name) == "discriminator" else info
+            for name in dict.fromkeys([*references(subject.settings, "role"), "student"])
+        }
         return evolve(subject.plain_build(world, seed=seed, path=self.path), models=names)
 
     def evaluation(
@@ -197,7 +210,13 @@ class MetricRig(Rig):
         """What a metric reads: samples [N, ...], and data [M, ...] that are clean."""
         classes = world.data.classes if world.roles.get("student") == "classifier" else 0
         module = casts.net(world, names=subject.words, outputs=classes).eval()
-        return BenchEvaluation(world, module, samples=samples, data=data, folder=folder)
+        critics = {
+            name: casts.critic(world) for name, kind in world.roles.items()
+            if kind == "discriminator"
+        }  # fmt: skip
+        return BenchEvaluation(
+            world, module, samples=samples, data=data, folder=folder, critics=critics
+        )
 
     def trial(self, subject: Subject, world: World) -> None:
         """Numbers of a few samples."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from advdiff_core.draws import keyed_generator
 from advdiff_core.math.statistics import wasserstein_1d_squared
 
-__all__ = ["Cloud", "content_names", "directions_of", "distance", "quotient"]
+__all__ = ["Cloud", "directions_of", "distance", "quotient"]
 
 
 class Cloud:
@@ -86,10 +85,3 @@ def directions_of(count: int, width: int, seed: int) -> Tensor:
 def quotient(a: float, b: float) -> float:
     """`a / b` of sizes, neither below 0; 1 for 0 / 0, and finite always."""
     return 1.0 if a == b else a / max(b, 1e-12)
-
-
-def content_names(x: Tensor) -> list[int]:
-    """A number for each sample [B, ...] that its content alone decides, whatever its position."""
-    flat = x.detach().cpu().contiguous().flatten(1)
-    digests = (hashlib.blake2b(row.numpy().tobytes(), digest_size=7).digest() for row in flat)
-    return [int.from_bytes(digest, "big") for digest in digests]

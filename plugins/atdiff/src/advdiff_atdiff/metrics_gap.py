@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from advdiff_atdiff.clouds import Cloud, content_names, directions_of, distance, quotient
+from advdiff_atdiff.clouds import Cloud, directions_of, distance, quotient
 from advdiff_core import (
     Build,
     Evaluation,
@@ -21,6 +21,7 @@ from advdiff_core import (
     SampleDraws,
     Spec,
 )
+from advdiff_core.draws import content_ids
 from advdiff_core.hooks.curves import slug, write_curves
 from advdiff_core.interfaces.quality import sampler_of
 from advdiff_core.math.statistics import batches
@@ -170,7 +171,7 @@ class DistributionGap(Metric):
     def _sides(self, evaluation: Evaluation, count: int) -> dict[str, Tensor]:
         """Indices into the data of both sides; which ones they are depends on their content."""
         names = evaluation.remember(
-            "content of the data as seen", lambda: content_names(evaluation.data)
+            "content of the data as seen", lambda: content_ids(evaluation.data)
         )
         order = torch.tensor(names).argsort(stable=True)
         size = min(count, len(order) // 2)
@@ -192,7 +193,7 @@ class DistributionGap(Metric):
         for part in batches(rows, self.settings.batch):
             x0 = evaluation.data[part]
             key = (self.settings.seed, "distribution-gap", side)
-            eps = SampleDraws(key, content_names(x0)).normal(x0.shape)
+            eps = SampleDraws(key, content_ids(x0)).normal(x0.shape)
             labels = None if evaluation.labels is None else evaluation.labels[part]
             for level, cloud in zip(levels, clouds, strict=True):
                 x_t = level.alpha * x0 + level.sigma * eps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from attrs import frozen
 from torch import Tensor
 
 from advdiff_core import Build, DataError, Dataset, Evaluation, Fault, RecipeError, Spec
+from advdiff_core.draws import content_ids
 from advdiff_core.settings import setting, settings
 from advdiff_core.types import Domain
 
@@ -46,7 +46,7 @@ class Images:
     @classmethod
     def of(cls, x: Tensor, y: Tensor | None) -> Images:
         """Images [N, ...] with classes [N], sorted."""
-        ids = _digests(x)
+        ids = content_ids(x.float())
         order = sorted(range(len(ids)), key=ids.__getitem__)
         rows = torch.tensor(order, dtype=torch.int64)
         return cls(x=x[rows], y=None if y is None else y[rows], ids=tuple(ids[i] for i in order))
@@ -81,12 +81,6 @@ class Images:
             raise DataError(message, code="D04", where="training images", fix=fix)
         places = torch.arange(len(self))
         return self.rows(places[count:]), self.rows(places[:count])
-
-
-def _digests(x: Tensor) -> list[int]:
-    flat = x.detach().cpu().float().contiguous().flatten(1)
-    found = (hashlib.blake2b(row.numpy().tobytes(), digest_size=7).digest() for row in flat)
-    return [int.from_bytes(digest, "big") for digest in found]
 
 
 class ImageSource:

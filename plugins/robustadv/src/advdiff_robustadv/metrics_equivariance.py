@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
@@ -21,6 +20,7 @@ from advdiff_core import (
     SampleDraws,
     expand,
 )
+from advdiff_core.draws import content_ids
 from advdiff_core.hooks.curves import slug, write_curves
 from advdiff_core.hooks.files import write_file
 from advdiff_core.hooks.pictures import rows_png
@@ -165,7 +165,7 @@ class EquivarianceError(Metric):
 
     def _search(self, evaluation: Evaluation, denoise: Denoise, x0: Tensor, level: float) -> _Found:
         made, device = self.settings, evaluation.device
-        rng = SampleDraws((made.seed, "equivariance", level), _names(x0))
+        rng = SampleDraws((made.seed, "equivariance", level), content_ids(x0))
         eps, normal = rng.normal(x0.shape).to(device), rng.normal(x0.shape).to(device)
         t, alpha, sigma = self._level(level, len(x0), device)
         x_t = expand(alpha, x0) * x0.to(device) + expand(sigma, x0) * eps
@@ -244,10 +244,3 @@ def relative_residual(clean: Prediction, moved: Prediction, delta: Tensor) -> Te
 def _worst(level: float, found: _Found) -> _Witness:
     row = int(found.attacked.argmax())
     return _Witness(float(found.attacked[row]), level, row, found)
-
-
-def _names(x0: Tensor) -> list[int]:
-    """A number for each sample [B, ...] that its content alone decides."""
-    flat = x0.detach().cpu().contiguous().flatten(1)
-    digests = (hashlib.blake2b(row.numpy().tobytes(), digest_size=7).digest() for row in flat)
-    return [int.from_bytes(digest, "big") for digest in digests]
