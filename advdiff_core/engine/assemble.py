@@ -27,6 +27,7 @@ from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
+from advdiff_core.interfaces.discriminator import Discriminator
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
@@ -41,6 +42,9 @@ from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
 from advdiff_core.types import DataInfo
 
 __all__ = ["Experiment", "assemble", "bare_role"]
+
+#: Kinds of models in the order they are built.
+ORDER = ("backbone", "discriminator", "alignment_target")
 
 
 @define(kw_only=True, eq=False)
@@ -168,6 +172,7 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
             guided=isinstance(module, Backbone) and module.guided,
             learns_sigma=isinstance(module, Backbone) and module.learns_sigma,
             follows=model.follow.role if model.follow else "",
+            double_backward=_differentiates_twice(module),
         )  # fmt: skip
         if model.init:
             maker.inits[name] = load_init(module, name, model.init, maker.build.data)
@@ -193,9 +198,15 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
     return roles
 
 
+def _differentiates_twice(module: nn.Module) -> bool:
+    if isinstance(module, Backbone | Discriminator):
+        return module.supports_double_backward
+    return True
+
+
 def _in_order(models: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Alignment targets last: they may run the others."""
-    return sorted(models.items(), key=lambda item: item[1].kind == "alignment_target")
+    """Backbones first: discriminators and alignment targets may run those that are frozen."""
+    return sorted(models.items(), key=lambda item: ORDER.index(item[1].kind))
 
 
 def _frozen(role: Role, init: Path | None) -> dict[str, FrozenRole]:

@@ -45,7 +45,9 @@ class Maker:
     @classmethod
     def of(cls, recipe: Recipe) -> Maker:
         """A recipe of which nothing is built yet."""
-        return cls(recipe=recipe, build=Build(seed=recipe.run.seed, images=recipe.run.images))
+        terms = {name: term.spec for name, term in recipe.terms.items()}
+        run = recipe.run
+        return cls(recipe=recipe, build=Build(seed=run.seed, images=run.images, terms=terms))
 
     def make(self, spec: Spec) -> Component:
         """Build the next component."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from attrs import define, field, frozen
@@ -20,6 +21,7 @@ from advdiff_core.engine.lr import LearningRate, check_momentum, set_momentum
 from advdiff_core.engine.stats import Stats
 from advdiff_core.engine.times import TimesWatch
 from advdiff_core.interfaces.loss_term import LossTerm
+from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.step.plan import Phase
 from advdiff_core.step.scene import Role, Scene, statistics_frozen
 from advdiff_core.step.step import TrainStep
@@ -115,6 +117,14 @@ class Player:
             fresh=self.fresh,
             displaced=self.displacement is not None and self.displacement.due(nimg),
         )
+
+    @torch.no_grad()
+    def tell_updated(self) -> None:
+        """Let its networks and terms do what follows a move of their weights."""
+        for role in self.roles:
+            cast("ModuleComponent", role.module).updated()
+        for term in self.terms:
+            term.module.updated()
 
     def due(self, index: int, nimg: int) -> bool:
         """Whether it takes part in step `index`, which begins at `nimg` images."""
@@ -245,6 +255,7 @@ class Turn:
         player.optimizer.step()
         player.optimizer.zero_grad(set_to_none=True)
         player.updates += 1
+        player.tell_updated()
         updates = player.passes if player.moves else 1
         for emas in player.emas.values():
             for ema in emas:

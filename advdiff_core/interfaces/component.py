@@ -42,6 +42,8 @@ class ModelInfo:
         guided: True if it is told the strength of guidance (`Backbone.guided`).
         learns_sigma: True if it has a variance head (`Backbone.learns_sigma`).
         follows: Role whose weights it averages; "" for networks that are no target network.
+        double_backward: False if gradients of gradients fail in it (`supports_double_backward` of
+            backbones and discriminators).
     """
 
     kind: str
@@ -54,6 +56,7 @@ class ModelInfo:
     guided: bool = False
     learns_sigma: bool = False
     follows: str = ""
+    double_backward: bool = True
 
 
 @frozen(kw_only=True)
@@ -88,6 +91,8 @@ class Build:
         models: Model roles by name.
         networks: Networks of frozen roles, by role; see `network`.
         views: Views by name, the roots "clean" and "image" included.
+        terms: The loss terms as the recipe names them, not built, by name: a term that shares the
+            queries of another one makes them from the settings of that one.
         c_noise: Range of the noise-level input that the models will see.
         make: Builds a nested component from its `Spec`.
         load: Gives a nested network the weights stored at a path; see `weights`.
@@ -102,6 +107,7 @@ class Build:
     models: Mapping[str, ModelInfo] = field(factory=dict)
     networks: Mapping[str, FrozenNetwork] = field(factory=dict)
     views: Mapping[str, ViewInfo] = field(factory=dict)
+    terms: Mapping[str, Spec] = field(factory=dict)
     c_noise: tuple[float, float] = (0.0, 1000.0)
     make: Callable[[Spec], Component] | None = None
     load: Callable[[nn.Module, str, Path, str], object] | None = None

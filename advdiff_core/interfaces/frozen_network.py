@@ -43,8 +43,8 @@ def noise_at(schedule: NoiseSchedule) -> tuple[tuple[float, float, float], ...]:
 class FrozenNetwork(Protocol):
     """The network of a frozen role outside of any step: in eval mode, without gradient.
 
-    `Build.network` gives it to alignment targets, whose passes of it count as the target's own.
-    Terms and perturbations go through `step.network`, which counts them for the role.
+    `Build.network` gives it to alignment targets and discriminators, whose passes of it count as
+    their own. Terms and perturbations go through `step.network`, which counts them for the role.
     """
 
     @property
@@ -71,9 +71,17 @@ class FrozenNetwork(Protocol):
         """Prediction of a denoiser at `x_t` [B, ...] and times `t` [B]; see `Network.denoise`."""
 
     def classify(
-        self, x: Tensor, *, taps: tuple[str, ...] = (), stop_at: str | None = None
+        self,
+        x: Tensor,
+        *,
+        taps: tuple[str, ...] = (),
+        stop_at: str | None = None,
+        through: bool = False,
     ) -> Prediction:
-        """Output of a network without parametrization at `x` [B, ...]; see `Network.classify`."""
+        """Output of a network without parametrization at `x` [B, ...]; see `Network.classify`.
+
+        With `through` gradients pass to `x`, as a discriminator on frozen features needs them.
+        """
 
     def modulated(
         self, tap: str, features: Tensor, t: Tensor, labels: Tensor | None = None

@@ -32,3 +32,12 @@ class ModuleComponent(nn.Module, Component):
         override where a network draws in other ways (label dropout, stochastic depth).
         """
         return any(isinstance(part, _DropoutNd) and part.p > 0 for part in self.modules())
+
+    def updated(self) -> None:
+        """Called without gradient after each optimizer update of the player that trains it.
+
+        For what follows the weights: an average of some of them (the twin heads of a siamese
+        discriminator), the singular vectors of spectral norm. State has to be in buffers, or in
+        parameters with `requires_grad = False`: a resumed run then goes on with the same bits. It
+        draws no random numbers, and every process does the same. The default does nothing.
+        """

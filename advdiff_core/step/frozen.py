@@ -53,14 +53,19 @@ class FrozenRole:
         )
         return found
 
-    @torch.no_grad()
     def classify(
-        self, x: Tensor, *, taps: tuple[str, ...] = (), stop_at: str | None = None
+        self,
+        x: Tensor,
+        *,
+        taps: tuple[str, ...] = (),
+        stop_at: str | None = None,
+        through: bool = False,
     ) -> Prediction:
-        """Output of a network without parametrization at `x` [B, ...]."""
-        out = self.role.call(x, None, None, taps=taps, stop_at=stop_at)
-        value = precise(out.output) if out.output is not None else x.new_empty(0)
-        return Prediction("raw", value, x, features=full_features(out.features))
+        """Output of a network without parametrization at `x` [B, ...]; a graph if `through`."""
+        with torch.set_grad_enabled(through and torch.is_grad_enabled()):
+            out = self.role.call(x, None, None, taps=taps, stop_at=stop_at)
+            value = precise(out.output) if out.output is not None else x.new_empty(0)
+            return Prediction("raw", value, x, features=full_features(out.features))
 
     @torch.no_grad()
     def modulated(

@@ -135,7 +135,8 @@ def stage_of(  # noqa: PLR0913 - the parts of a recipe that vary.
     models = _models(subject, world, parametrization=parametrization, flat=flat, frozen=frozen)
     return build_stage(
         data=world.data, models=models, views={**subject.example.views, **views},
-        schedule=bench.schedule(schedule), times=subject.example.times, seed=seed,
+        schedule=bench.schedule(schedule), times=subject.example.times, terms=subject.terms,
+        seed=seed,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class Example:
         models: Roles that its queries name, where the laws' own networks do not do.
         views: Views that its queries name, where the laws' own do not do.
         times: What draws the training times, for terms that ask it.
+        terms: Other terms of the recipe as it writes them, for terms that look at their settings.
         order: Samplers only: the order of convergence that it claims.
         best: Metrics only: values of its numbers if samples, clean and training data are the same.
         symmetric: Metrics only: names of numbers that stay where samples and data change places.
@@ -35,6 +36,7 @@ class Example:
     models: Mapping[str, Model] = field(factory=dict)
     views: Mapping[str, Moved] = field(factory=dict)
     times: Drawn | None = None
+    terms: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     best: Mapping[str, float] = field(factory=dict)
     symmetric: tuple[str, ...] = ()
     order: int | None = None

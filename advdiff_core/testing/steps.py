@@ -25,6 +25,7 @@ from advdiff_core.draws import keyed_generator
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
+from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.schedules import VPLinear
 from advdiff_core.settings import Spec
@@ -39,6 +40,9 @@ from advdiff_core.types import Cost, DataInfo
 __all__ = ["Drawn", "Model", "Moved", "Stage", "StepResult", "Turn", "build_stage", "run_step"]
 
 C = TypeVar("C", bound=Component)
+
+#: Kinds of models in the order they are built.
+ORDER = ("backbone", "discriminator", "alignment_target")
 
 
 @frozen
@@ -77,6 +81,7 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
     density: Density | None = None,
     times: Drawn | None = None,
     images: int = 1_000_000,
+    terms: Mapping[str, Spec] | None = None,
     seed: int = 0,
 ) -> Stage:
     """Build what a recipe's tables of the same names would.
@@ -90,17 +95,18 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
         density: Law of training times; uniform, stratified if None.
         times: What draws them instead.
         images: Length of the run.
+        terms: Terms as a recipe names them, for those that look at each other's settings.
         seed: Seed of weights and draws.
     """
-    build = Build(seed=seed, images=images, data=data, make=_nested)
+    build = Build(seed=seed, images=images, data=data, terms=terms or {}, make=_nested)
     known = schedule if schedule is not None else VPLinear(VPLinear.Settings(), build)
     build = evolve(build, schedule=known, c_noise=known.c_noise_range())
     if times is not None:
         told = evolve(build, path="schedule.density.sampler")
         build = evolve(build, times=_make(times.component, times.settings, told))
     roles: dict[str, Role] = {}
-    # Targets last, as in a run: they may run the others.
-    for name, model in sorted(models.items(), key=lambda one: one[1].kind == "alignment_target"):
+    # In the order of a run: discriminators and targets may run the others.
+    for name, model in sorted(models.items(), key=lambda one: ORDER.index(one[1].kind)):
         roles[name] = _role(name, model, build, known)
         build = evolve(build, models={n: role.info for n, role in roles.items()})
         if model.frozen and model.kind == "backbone":
@@ -141,6 +147,7 @@ def _role(name: str, model: Model, build: Build, schedule: NoiseSchedule) -> Rol
         guided=isinstance(module, Backbone) and module.guided,
         learns_sigma=isinstance(module, Backbone) and module.learns_sigma,
         follows=model.follows,
+        double_backward=getattr(module, "supports_double_backward", True),
     )
     wear = Wear(
         schedule=schedule, parametrization=model.parametrization, sigma_data=model.sigma_data
@@ -289,6 +296,10 @@ def _take_gradients(stage: Stage, turn: Turn, result: StepResult) -> None:
             if name in own and turn.rate:
                 parameter.data.sub_(turn.rate * parameter.grad)
             parameter.grad = None
+    if turn.rate:
+        with torch.no_grad():
+            for name in sorted(own):
+                cast("ModuleComponent", named[name]).updated()
 
 
 def _add_planned(result: StepResult, plan: Plan, due: list[str], *, share: bool) -> None:

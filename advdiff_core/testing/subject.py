@@ -121,6 +121,16 @@ class Subject:
         return read_settings(self.catalogue, self.kind, {"use": self.qualified, **self.table})
 
     @cached_property
+    def terms(self) -> Mapping[str, Spec]:
+        """The other terms of its recipe, read as a recipe's are."""
+        reader = Structurer(self.catalogue)
+        tables = self.example.terms
+        return {
+            name: evolve(read_component(reader, "loss_term", table, None)[0], path=f"terms.{name}")
+            for name, table in tables.items()
+        }
+
+    @cached_property
     def folder(self) -> Path:
         """A folder of its own that lives as long as the process."""
         folder = tempfile.mkdtemp(prefix="advdiff-laws-")

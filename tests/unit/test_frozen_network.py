@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from advdiff_toys.networks import ToyTarget
+from advdiff_toys.networks import ToyNet, ToyTarget
 
 from advdiff_core.backbones.mlp import MLP
 from advdiff_core.engine import trained
@@ -101,6 +101,24 @@ def test_a_stage_hands_them_out_like_a_run() -> None:
     role = stage.scene.roles["classifier"]
     found = stage.build.network("classifier", key="role").classify(x)
     assert torch.equal(found.value, role.module(x).output)
+
+
+def test_gradients_pass_through_a_frozen_classifier_where_asked() -> None:
+    """They equal the network's own; the weights get none, and without asking there is no graph."""
+    settings = ToyNet.Settings(outputs=3)
+    models = {"classifier": Model(ToyNet, settings, parametrization="none", frozen=True)}
+    stage = build_stage(data=DataInfo(shape=(2,), count=9), models=models)
+    network = stage.build.network("classifier", key="role")
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert not network.classify(x).value.requires_grad
+    with torch.no_grad():
+        assert not network.classify(x, through=True).value.requires_grad
+    (found,) = torch.autograd.grad(network.classify(x, through=True).value.sum(), x)
+    module = stage.scene.roles["classifier"].module
+    (wanted,) = torch.autograd.grad(module(x).output.sum(), x)
+    assert torch.equal(found, wanted)
+    assert bool(found.abs().sum() > 0)
+    assert all(p.grad is None for p in module.parameters())
 
 
 def test_a_frozen_network_knows_what_its_weights_were_trained_on(tmp_path: Path) -> None:

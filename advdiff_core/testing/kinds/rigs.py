@@ -72,19 +72,8 @@ class BackboneRig(Rig):
             net(x, torch.full((2,), 100.0), y)
 
 
-class DiscriminatorRig(Rig):
-    """Discriminators: run once."""
-
-    def trial(self, subject: Subject, world: World) -> None:
-        """One forward of a batch of two in eval mode."""
-        net = self.build(subject, world).eval()
-        x, y = bench.batch_of(world, 0, 2)
-        with torch.no_grad():
-            net(x, reference=x, labels=y)
-
-
-class TargetRig(Rig):
-    """Alignment targets: run once. Roles they name are small networks that nobody trains."""
+class FrozenRolesRig(Rig):
+    """Components whose settings name roles: small networks that nobody trains."""
 
     def candidates(self, subject: Subject) -> Iterable[World]:
         """Every kind that the roles it names may be of."""
@@ -100,6 +89,21 @@ class TargetRig(Rig):
             return super().told(subject, world, seed)
         staged = casts.stage_of(subject, world, views={}, seed=seed, frozen=True)
         return evolve(staged.build, path=self.path)
+
+
+class DiscriminatorRig(FrozenRolesRig):
+    """Discriminators: run once."""
+
+    def trial(self, subject: Subject, world: World) -> None:
+        """One forward of a batch of two in eval mode."""
+        net = self.build(subject, world).eval()
+        x, y = bench.batch_of(world, 0, 2)
+        with torch.no_grad():
+            net(x, reference=x, labels=y)
+
+
+class TargetRig(FrozenRolesRig):
+    """Alignment targets: run once."""
 
     def trial(self, subject: Subject, world: World) -> None:
         """One forward of a batch of two, without gradient, in eval mode."""
