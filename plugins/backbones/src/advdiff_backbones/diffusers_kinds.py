@@ -22,7 +22,8 @@ class Conditions:
         timestep: Time in the network's own units [B].
         labels: Class labels [B], int64, with the number of "no label" for those without.
         prompts: Prompt embeddings [B, N, D], for networks that read text.
-        pooled: Pooled prompt embeddings [B, D], for SD3.
+        pooled: Pooled prompt embeddings [B, D], for SD3 and SDXL.
+        frame: What SDXL is told of the picture's size and crop [B, 6], in pixels.
         guidance: Features of the strength of guidance [B, D], for networks that are told.
     """
 
@@ -30,6 +31,7 @@ class Conditions:
     labels: Tensor
     prompts: Tensor | None = None
     pooled: Tensor | None = None
+    frame: Tensor | None = None
     guidance: Tensor | None = None
 
 
@@ -83,8 +85,10 @@ def _unet(net: Any, x: Tensor, told: Conditions) -> Tensor:
 
 def _text_unet(net: Any, x: Tensor, told: Conditions) -> Tensor:
     labels = told.labels if net.config.num_class_embeds else None
+    framed = told.frame is not None
     out: Tensor = net(
         x, told.timestep, told.prompts, class_labels=labels, timestep_cond=told.guidance,
+        added_cond_kwargs={"text_embeds": told.pooled, "time_ids": told.frame} if framed else None,
         return_dict=False,
     )[0]  # fmt: skip
     return out

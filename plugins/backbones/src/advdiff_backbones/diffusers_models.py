@@ -20,7 +20,7 @@ from advdiff_backbones.diffusers_guidance import add_guidance, guidance_features
 from advdiff_backbones.diffusers_kinds import ALIASES, KINDS, Conditions, Kind
 from advdiff_backbones.diffusers_load import load_net
 from advdiff_backbones.hooked_taps import HookedTaps, Pick, Stopped, first_tensor
-from advdiff_backbones.prompts import Prompts
+from advdiff_backbones.prompts import FRAME, Prompts
 from advdiff_core.errors import nearest
 from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
@@ -28,6 +28,9 @@ from advdiff_core.settings import setting, settings
 from advdiff_core.types import DataInfo, TapInfo
 
 __all__ = ["DiffusersFamily", "Lora"]
+
+#: Pixels of a picture for one of its latents, in the autoencoders of Stable Diffusion.
+LATENT = 8
 
 #: A value in `config`, the table of constructor arguments.
 Value = bool | int | float | str | tuple[bool | int | float | str, ...]
@@ -58,6 +61,7 @@ class DiffusersFamily(Backbone):
         supports_double_backward: False unless `attention_kernel = "math"`.
     """
 
+    frame: Tensor | None
     variants: ClassVar[str | None] = "UNet2DModel, UNet2DConditionModel, DiT or SD3"
 
     @settings
@@ -78,6 +82,10 @@ class DiffusersFamily(Backbone):
             None, help="safetensors with `prompts` [K + 1, N, D] (and `pooled`); none: learned"
         )
         tokens: int = setting(1, help="tokens of a learned prompt", ge=1)
+        frame: tuple[int, ...] = setting(
+            (), help="what SDXL is told of every picture: its height and width, top and left of "
+            "the crop, height and width wanted; empty: 8 times the latents, uncut", unit="pixels",
+        )  # fmt: skip
         guided: bool = setting(
             False, help="tell the strength of guidance, as LCM does; a network that has it anyway "
             "(time_cond_proj_dim) is told",
@@ -91,6 +99,15 @@ class DiffusersFamily(Backbone):
         checkpoint_blocks: bool = setting(
             False, help="recompute each block in the backward: less memory, a third more time"
         )
+
+        def __attrs_post_init__(self) -> None:
+            """Refuse a frame of another length.
+
+            Raises:
+                ValueError: If there are neither none nor six numbers.
+            """
+            if len(self.frame) not in (0, FRAME):
+                raise ValueError(f"frame: found {len(self.frame)} numbers, wanted {FRAME} or none")
 
         @property
         def brings_weights(self) -> bool:
@@ -121,6 +138,7 @@ class DiffusersFamily(Backbone):
         self._null = _null_label(self.kind, self.net, self._known, build)
         self.classes = self._known
         self.guided, self.added = add_guidance(self.kind, self.net, settings, build)
+        self.register_buffer("frame", _frame(self.net, settings, build), persistent=False)
         self.prompts = Prompts(self.kind, self.net, self._known, settings, build)
         if settings.lora is not None:
             _add_lora(self.net, settings.lora, build)
@@ -187,7 +205,7 @@ class DiffusersFamily(Backbone):
         strength = torch.zeros_like(level) if guidance is None else guidance
         return Conditions(
             timestep=first + slope * (level.float() - low), labels=chosen, prompts=prompts,
-            pooled=pooled,
+            pooled=pooled, frame=None if self.frame is None else self.frame.expand(len(x), -1),
             guidance=guidance_features(self.net, strength) if self.guided else None,
         )  # fmt: skip
 
@@ -235,6 +253,23 @@ def _settings_of(variant: str) -> type[Any]:
         "Settings", {}, bases=(DiffusersFamily.Settings,), frozen=True, kw_only=True,
         class_body=body,
     )  # fmt: skip
+
+
+def _frame(net: Any, config: Any, build: Build) -> Tensor | None:
+    """What the network is told of every picture's frame [1, 6]; None unless it asks, as SDXL does.
+
+    Raises:
+        RecipeError: R10 if it is told and does not ask.
+    """
+    asks = net.config.get("addition_embed_type") == "text_time"
+    if config.frame and not asks:
+        message = "this network is told nothing of a picture's frame"
+        raise refusal(build, "frame", message, fix="remove the key; it is one of SDXL's")
+    if not asks:
+        return None
+    assert build.data is not None, "a backbone is built after the data"
+    height, width = (LATENT * side for side in build.data.shape[1:])
+    return torch.tensor([config.frame or (height, width, 0, 0, height, width)]).float()
 
 
 def _null_label(kind: Kind, net: Any, known: int, build: Build) -> int:

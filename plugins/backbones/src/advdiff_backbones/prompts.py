@@ -13,7 +13,23 @@ from advdiff_backbones.diffusers_kinds import Kind
 from advdiff_core.errors import DataError
 from advdiff_core.interfaces.component import Build
 
-__all__ = ["Prompts"]
+__all__ = ["FRAME", "Prompts", "pooled_width"]
+
+#: Numbers that SDXL is told of a picture's frame.
+FRAME = 6
+
+
+def pooled_width(config: Any) -> int:
+    """Width of the pooled prompt embedding that a network reads beside the tokens; 0 for none.
+
+    SDXL reads it together with six numbers about the frame (Podell et al. 2023, section 2.2).
+    """
+    if "pooled_projection_dim" in config:
+        return int(config["pooled_projection_dim"])
+    if config.get("addition_embed_type") == "text_time":
+        whole, each = config["projection_class_embeddings_input_dim"], FRAME
+        return int(whole - each * config["addition_time_embed_dim"])
+    return 0
 
 
 class Prompts(nn.Module):
@@ -60,12 +76,10 @@ class Prompts(nn.Module):
 
 def _shapes(net: Any, known: int, tokens: int) -> dict[str, tuple[int, ...]]:
     config = net.config
-    if "joint_attention_dim" in config:
-        return {
-            "prompts": (known + 1, tokens, config["joint_attention_dim"]),
-            "pooled": (known + 1, config["pooled_projection_dim"]),
-        }
-    return {"prompts": (known + 1, tokens, config["cross_attention_dim"])}
+    width = config.get("joint_attention_dim") or config["cross_attention_dim"]
+    pooled = pooled_width(config)
+    shapes: dict[str, tuple[int, ...]] = {"prompts": (known + 1, tokens, width)}
+    return {**shapes, "pooled": (known + 1, pooled)} if pooled else shapes
 
 
 def _read(config: Any, build: Build, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -93,5 +107,6 @@ def _check(name: str, tensor: Tensor | None, shape: tuple[int, ...], where: str)
     found = None if tensor is None else tuple(tensor.shape)
     if found is None or len(found) != len(shape) or (found[0], found[-1]) != (shape[0], shape[-1]):
         message = f"wanted {words}, found {'none' if found is None else list(found)}"
-        fix = "embed one prompt per class, and the empty prompt as the last row"
+        fix = "embed one prompt per class (python -m advdiff_backbones.embed_prompts), and the "
+        fix += "empty prompt as the last row"
         raise DataError(message, code="D01", where=where, fix=fix)
