@@ -17,6 +17,7 @@ __all__ = [
     "DataError",
     "Fault",
     "Interrupted",
+    "LostPeerError",
     "NumericsError",
     "PluginError",
     "RecipeError",
@@ -227,6 +228,13 @@ class UnsoundError(AdvdiffError):
     """An evaluation that cannot be trusted, under `--strict`."""
 
     exit_code = 7
+
+
+class LostPeerError(AdvdiffError):
+    """Another process of a run is gone or does not answer.
+
+    The run goes on from its newest checkpoint; whoever started the processes says which one failed.
+    """
 
 
 class Interrupted(AdvdiffError):  # noqa: N818 - not a failure: the run can be continued.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from advdiff_core.engine import resume as resuming
 from advdiff_core.engine import strict_json
+from advdiff_core.engine.agreement import agree_on_work
 from advdiff_core.engine.assemble import Experiment, assemble
 from advdiff_core.engine.checkpoint import Checkpoint, Ranks, Store, find_checkpoint, load
 from advdiff_core.engine.distributed import World, joined_world
@@ -100,9 +101,10 @@ def train(
     listeners = hooks or Hooks()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        world = stack.enter_context(joined_world())
+        world = stack.enter_context(joined_world(timeout_s=recipe.run.timeout))
         stack.enter_context(_torch_settings(recipe))
         experiment = assemble(recipe, world=world)
+        agree_on_work(experiment, world, resume=resume)
         if resume is None:
             _check_inits(experiment)
             _check_fingerprint(experiment)

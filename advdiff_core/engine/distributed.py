@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor, nn
 
-from advdiff_core.errors import AdvdiffError, UsageError
+from advdiff_core.engine.buckets import Bucketed
+from advdiff_core.engine.peers import Peers, joined
+from advdiff_core.errors import UsageError
 
 __all__ = ["World", "joined_world"]
 
@@ -24,10 +25,12 @@ class World:
     Attributes:
         rank: Number of this process.
         size: Number of processes.
+        peers: How they reach each other; None where a caller has joined them, or alone.
     """
 
     rank: int = 0
     size: int = 1
+    peers: Peers | None = field(default=None, eq=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -43,47 +46,74 @@ class World:
         if batch < self.size:
             message = f"a batch of {batch} cannot be shared by {self.size} processes"
             raise UsageError(message, where="run.batch", fix="raise run.batch or start fewer")
-        edges = [batch * rank // self.size for rank in range(self.size + 1)]
-        return edges[self.rank], edges[self.rank + 1] - edges[self.rank]
+        first, last = self._edge(batch, self.rank), self._edge(batch, self.rank + 1)
+        return first, last - first
 
-    def sync_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum gradients over the processes, one flat all-reduce a dtype.
+    def part(self, count: int) -> slice:
+        """The places of this process among `count` things, each with one process; maybe none."""
+        return slice(self._edge(count, self.rank), self._edge(count, self.rank + 1))
 
-        Missing gradients count as zero.
+    def _edge(self, count: int, rank: int) -> int:
+        return count * rank // self.size
 
-        Every process reduces the same fixed list, so that none waits for a gradient another does
-        not have.
+    @contextmanager
+    def syncing(self, parameters: Sequence[nn.Parameter], *, wanted: bool = True) -> Iterator[None]:
+        """Around the last backward of an update: gradients are summed over the processes.
+
+        Sums run while the backward goes on, and are complete afterwards. Missing gradients count as
+        zero. Every process reduces the same buckets in the same order, so that none waits for a
+        gradient another does not have.
+
+        Args:
+            parameters: What gets gradients.
+            wanted: False for a backward that others follow before the update.
         """
-        if self.size == 1:
+        if self.size == 1 or not wanted:
+            yield
             return
-        for dtype in sorted({p.dtype for p in parameters}, key=str):
-            group = [p for p in parameters if p.dtype == dtype]
-            for p in group:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            flat = torch.cat([p.grad.flatten() for p in group if p.grad is not None])
+        with Bucketed(parameters, reaching=self.reaching):
+            yield
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor], batch: int) -> None:
+        """Make tensors their mean over the processes, in place, by the samples each has.
+
+        Args:
+            tensors: Floating tensors, the same ones on every process.
+            batch: Global batch.
+        """
+        if self.size == 1 or not tensors:
+            return
+        weight = self.share(batch)[1] / batch
+        flat = torch.cat([tensor.detach().double().flatten() for tensor in tensors]) * weight
+        with self.reaching():
             dist.all_reduce(flat)
-            offset = 0
-            for p in group:
-                assert p.grad is not None
-                p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
-                offset += p.numel()
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a small tensor of any shape over the processes."""
         if self.size > 1:
             values = values.clone()
-            dist.all_reduce(values)
+            with self.reaching():
+                dist.all_reduce(values)
         return values
 
     def rows(self, values: Tensor, batch: int) -> Tensor:
-        """Rows of a global batch [batch, ...] from each process's share [B, ...], in its order."""
+        """Rows of a global batch [batch, ...] from each process's share [B, ...], in its order.
+
+        The share is that of `share`, or of `part` where some processes may have none.
+        """
         if self.size == 1:
             return values
-        shares = [World(rank=rank, size=self.size).share(batch)[1] for rank in range(self.size)]
+        edges = [self._edge(batch, rank) for rank in range(self.size + 1)]
+        shares = [high - low for low, high in pairwise(edges)]
         padded = values.new_zeros((max(shares), *values.shape[1:]))
         padded[: len(values)] = values
         found = [torch.empty_like(padded) for _ in shares]
-        dist.all_gather(found, padded)
+        with self.reaching():
+            dist.all_gather(found, padded)
         return torch.cat([part[:share] for part, share in zip(found, shares, strict=True)])
 
     def all(self, flag: bool) -> bool:
@@ -91,7 +121,8 @@ class World:
         if self.size == 1:
             return flag
         votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+        with self.reaching():
+            dist.all_reduce(votes, op=dist.ReduceOp.MIN)
         return bool(votes.item())
 
     def any(self, flag: bool) -> bool:
@@ -99,50 +130,60 @@ class World:
         return not self.all(not flag)
 
     def gather(self, text: str) -> list[str]:
-        """The texts of all processes in order of rank, on every process; also a barrier."""
+        """The texts of all processes in order of rank, on every process; also a barrier.
+
+        It waits as long as it takes: what comes before it may be long work of one process.
+        """
         if self.size == 1:
             return [text]
+        group = None if self.peers is None else self.peers.patient
         data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(text.encode())]))
-        width = max(int(length.item()) for length in lengths) or 1
-        padded = torch.zeros(width, dtype=torch.uint8)
-        padded[: len(data)] = data[:width]
-        rows = [torch.zeros(width, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(rows, padded)
+        with self.reaching():
+            dist.all_gather(lengths, torch.tensor([len(text.encode())]), group=group)
+            width = max(int(length.item()) for length in lengths) or 1
+            padded = torch.zeros(width, dtype=torch.uint8)
+            padded[: len(data)] = data[:width]
+            rows = [torch.zeros(width, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(rows, padded, group=group)
         return [
-            bytes(row[: int(length.item())].tolist()).decode()
+            row[: int(length.item())].numpy().tobytes().decode()
             for row, length in zip(rows, lengths, strict=True)
         ]
 
     def barrier(self) -> None:
-        """Wait for every process."""
-        if self.size > 1:
-            dist.barrier()
+        """Wait for every process, as long as it takes."""
+        self.gather("")
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Around what needs the others.
+
+        Raises:
+            LostPeerError: If one of them is gone or does not answer, naming it.
+        """
+        try:
+            yield
+        except RuntimeError as cause:
+            if self.peers is None:
+                raise
+            raise self.peers.lost(cause) from cause
 
 
 @contextmanager
-def joined_world(*, timeout_s: float = 120.0) -> Iterator[World]:
-    """Join the process group that torchrun announces in the environment; alone without one.
+def joined_world(*, timeout_s: float = 300.0) -> Iterator[World]:
+    """Join the processes that a launcher announces in the environment; alone without one.
 
     Args:
-        timeout_s: Seconds a collective waits for a silent process.
+        timeout_s: Seconds that training waits for a silent process.
 
     Raises:
-        AdvdiffError: If the group cannot be joined.
+        LostPeerError: If they cannot be joined.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size <= 1 or dist.is_initialized():
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        yield World(rank=rank, size=dist.get_world_size() if dist.is_initialized() else 1)
-        return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    except (RuntimeError, ValueError) as cause:
-        message = f"cannot join {size} processes at {os.environ.get('MASTER_ADDR')}: {cause}"
-        raise AdvdiffError(message, code="X08", fix="start with torchrun") from cause
-    try:
-        yield World(rank=dist.get_rank(), size=dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    with joined(timeout_s=timeout_s) as peers:
+        if peers is not None:
+            yield World(rank=peers.rank, size=peers.size, peers=peers)
+        elif dist.is_initialized():
+            yield World(rank=dist.get_rank(), size=dist.get_world_size())
+        else:
+            yield World()

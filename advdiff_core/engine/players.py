@@ -23,7 +23,7 @@ from advdiff_core.engine.times import TimesWatch
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.step.plan import Phase
-from advdiff_core.step.scene import Role, Scene, statistics_frozen
+from advdiff_core.step.scene import Role, Scene, running_statistics, statistics_frozen
 from advdiff_core.step.step import TrainStep
 from advdiff_core.types import Cost
 
@@ -180,8 +180,9 @@ class Turn:
 
     def _pass(self, phase: Phase, steps: Sequence[TrainStep], *, last: bool) -> Tensor:
         total = torch.zeros((), device=self.scene.compute.device)
+        moves = last or self.player.moves
         for step in steps:
-            total = total + self._backward(step)
+            total = total + self._backward(step, synced=moves and step is steps[-1])
             step.ascend()
             step.leave(phase, last=last)
         return total
@@ -198,12 +199,19 @@ class Turn:
         heads = [term.module for term in self.player.terms]
         with statistics_frozen([*networks, *heads]):
             for step in steps:
-                self._backward(step, told=False)
+                self._backward(step, told=False, synced=step is steps[-1])
                 step.leave(phase.still, last=False)
         self.watch.forget()
-        self.world.sync_gradients([parameter for _, parameter in self.player.parameters])
 
-    def _backward(self, step: TrainStep, *, told: bool = True) -> Tensor:
+    def _backward(self, step: TrainStep, *, synced: bool, told: bool = True) -> Tensor:
+        """Gradients of one micro-batch; returns its loss.
+
+        Args:
+            step: The micro-batch.
+            synced: Whether gradients are summed over the processes: with the last one before they
+                are used.
+            told: Whether losses are logged.
+        """
         scale = 1.0 if self.player.moves else 1.0 / self.player.passes
         total: Tensor = torch.zeros((), device=self.scene.compute.device)
         needs = self.player.phase(self.nimg).needs
@@ -217,7 +225,9 @@ class Turn:
             weight = term.weight_at(self.nimg)
             loss = self.watch.weighted(term.module.needs, loss, weight, step)
             total = total + weight * scale * loss.sum() / self.batch
-        total.backward()  # type: ignore[no-untyped-call]
+        parameters = [parameter for _, parameter in self.player.parameters]
+        with self.world.syncing(parameters, wanted=synced):
+            total.backward()  # type: ignore[no-untyped-call]
         reached = frozenset().union(*(step.plan.graph_roles[query] for query in needs))
         for role in self.player.roles:
             if role.name in reached:
@@ -247,7 +257,7 @@ class Turn:
         """
         player = self.player
         parameters = [parameter for _, parameter in player.parameters]
-        self.world.sync_gradients(parameters)
+        self._agree_on_statistics()
         norm = clip_gradients(parameters, player.clip)
         self.stats.add(f"grad_norm/{player.name}", norm)
         if self.finite:
@@ -263,3 +273,13 @@ class Turn:
         times = self.scene.times
         for follower in player.followers:
             follower.update(None if times is None else times.levels(self.nimg))
+
+    def _agree_on_statistics(self) -> None:
+        """Running statistics of batch norms become their mean over the processes.
+
+        Each process normalises by the batch that it sees. Were the statistics left to each as well,
+        the one that saves would not hold those that the others train, and resume, with.
+        """
+        modules = [role.module for role in self.scene.roles.values()]
+        modules += [term.module for term in self.player.terms]
+        self.world.average(running_statistics(modules), self.batch)

@@ -16,7 +16,7 @@ from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.state import gather_state, restore_state
 from advdiff_core.engine.stats import Stats
 from advdiff_core.engine.tick import Ticks
-from advdiff_core.errors import Interrupted, NumericsError
+from advdiff_core.errors import Interrupted, LostPeerError, NumericsError
 from advdiff_core.step.plan import Plan
 from advdiff_core.step.step import Place, TrainStep
 from advdiff_core.types import Augmented
@@ -74,6 +74,7 @@ class Trainer:
         Raises:
             NumericsError: If a loss or gradient is not finite; a capsule was saved.
             Interrupted: If a signal asked to stop; a checkpoint was saved.
+            LostPeerError: If another process is gone or does not answer.
         """
         began = time.monotonic()
         try:
@@ -84,6 +85,10 @@ class Trainer:
                 if self.world.any(bool(self.stop)):
                     self._interrupt()
             self.ticks.finished(self)
+        except LostPeerError as error:
+            error.message += f" (step {self.index}, {self.nimg:,} images)"
+            error.where = error.where or str(self.ticks.folder)
+            raise
         finally:
             self.feed.close()
             for feed in self.feeds.values():

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import attrs
 from attrs import frozen
 
+from advdiff_core.recipe.measuring import MAX_COUNT, Evaluate, Validate
 from advdiff_core.settings import Spec, setting, settings
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Schedule",
     "Table",
     "Term",
+    "Validate",
     "View",
     "common_keys",
     "key_of",
@@ -41,9 +43,6 @@ __all__ = [
 
 #: Views every recipe has: the noised sample and the image itself.
 ROOT_VIEWS = ("clean", "image")
-
-#: Largest number of images a count may be: 64-bit counters with room to add.
-MAX_COUNT = 2**53
 
 OnOff = bool | Literal["auto"]
 
@@ -82,6 +81,10 @@ class Run:
     deterministic: bool = setting(True, help="refuse operations that do not repeat exactly")
     threads: int = setting(0, ge=0, le=4096, help="CPU threads; 0 leaves torch's choice")
     check_finite: bool = setting(True, help="stop before the optimizer moves on NaN or infinity")
+    timeout: float = setting(
+        300.0, gt=0.0, le=86_400.0, unit="s", safe=True,
+        help="how long the processes of a run wait for one that does not answer",
+    )  # fmt: skip
 
 
 @settings

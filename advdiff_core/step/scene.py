@@ -20,7 +20,7 @@ from advdiff_core.types import Cost, DataInfo
 
 __all__ = [
     "ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "eval_mode", "parameters_frozen",
-    "statistics_frozen", "statistics_kept", "statistics_taken",
+    "running_statistics", "statistics_frozen", "statistics_kept", "statistics_taken",
 ]  # fmt: skip
 
 #: Views every recipe has: the noised sample and the image itself.
@@ -187,6 +187,14 @@ def statistics_frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for part in tracking:
             part.track_running_stats = True
+
+
+def running_statistics(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Running means and variances of the batch norms that move theirs."""
+    norms = [part for module in modules for part in _parts(module).norms]
+    moving = [part for part in norms if part.training and part.track_running_stats]
+    found = [tensor for part in moving for tensor in (part.running_mean, part.running_var)]
+    return [tensor for tensor in found if tensor is not None]
 
 
 @contextmanager
