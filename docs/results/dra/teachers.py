@@ -6,7 +6,8 @@ FOLDER holds CIFAR-10 in its binary version, and `judge`, an import of a ResNet-
 CIFAR-10, whose pooled features the distance is measured in. RUN is a plain run of the small U-Net
 on clean images without labels (docs/results/robustadv/images.py, part 16-clean, method ddpm). It is
 given an embedding of classes that starts at zero, and trained on with labels, a tenth of them left
-out so that it knows images without a label too; each teacher goes on from there. Half an hour of one CPU core. Numbers go to records/teachers.json.
+out so that it knows images without a label too; each teacher goes on from there. Half an hour of
+one CPU core. Numbers go to records/teachers.json.
 """
 
 from __future__ import annotations
