@@ -75,10 +75,12 @@ class Network(Protocol):
         stop_at: str | None = None,
         through: bool = False,
         guidance: Tensor | None = None,
+        recompute: bool = False,
     ) -> Prediction:
         """Prediction of a denoiser at `x_t` [B, ...] and times `t` [B].
 
-        `guidance` [B] tells a network that is `guided` the strength that it is to have inside.
+        `guidance` [B] tells a network that is `guided` the strength that it is to have inside. With
+        `recompute` a backward runs the forward again (uncounted) instead of keeping activations.
         """
 
     def classify(

@@ -67,6 +67,16 @@ class Sampler(Component):
 
     of_denoiser: ClassVar[bool] = True
 
+    @property
+    def linear(self) -> bool:
+        """True if states are linear in earlier states, predictions and drawn numbers alone.
+
+        The predictions may be those of several steps, and `Prediction.variance` a constant. Methods
+        that treat the ways of the gradient differently (through the state, through the network) ask
+        for it. False unless a sampler says otherwise: steps that clip, or that search, are not.
+        """
+        return False
+
     @abstractmethod
     def grid(self) -> Tensor:
         """Times [n + 1], float64, strictly decreasing; steps are its consecutive pairs."""

@@ -67,6 +67,11 @@ class GridSampler(Sampler):
         where = f"{self.build.path}.{key}" if self.build.path else key
         raise RecipeError([Fault(code="R10", key=where, message=message, fix=fix)])
 
+    @property
+    def linear(self) -> bool:
+        """True unless estimates are clipped; see `Sampler.linear`."""
+        return self._clip is None
+
     def grid(self) -> Tensor:
         """Times [steps + 1], float64, from t_max down to the schedule's noiseless end."""
         made = self.settings

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -39,11 +39,13 @@ class _Mode:
         graph: Whether it builds one at all.
         frozen: Whether its parameters are left out of it.
         statistics: Whether running statistics stay as they are, too.
+        recompute: Whether a backward runs the forward again, also where the role does not say so.
     """
 
     graph: bool
     frozen: bool = False
     statistics: bool = False
+    recompute: bool = False
 
 
 class RoleNetwork:
@@ -70,13 +72,14 @@ class RoleNetwork:
         stop_at: str | None = None,
         through: bool = False,
         guidance: Tensor | None = None,
+        recompute: bool = False,
     ) -> Prediction:
         """Prediction of a denoiser; see `Network.denoise`.
 
         Raises:
             ContractError: If a network that cannot be told is to have guidance inside.
         """
-        mode = self._mode((x_t,), through=through)
+        mode = evolve(self._mode((x_t,), through=through), recompute=recompute)
 
         def forward(*args: Any, **kwargs: Any) -> BackboneOutput:
             told = self._told(x_t, guidance)
@@ -159,7 +162,7 @@ class RoleNetwork:
         restore = self.step.seed_global(self.role)
         try:
             with self.step.scene.compute.forward(), self._first_statistics():
-                if self.role.recompute and mode.graph:
+                if (self.role.recompute or mode.recompute) and mode.graph:
                     return checkpoint(
                         call, *args, use_reentrant=False, context_fn=self._contexts, **kwargs
                     )
