@@ -168,15 +168,7 @@ def follows_the_order_of_samples(
 ) -> None:
     """Samples in another order have the same losses, in that order."""
     asked = casts.ask(subject, world, size=3, seed=seed)
-    step = asked.step
-    opened: list[str] = []
-    original = step.rng
-    step.rng = lambda stream: opened.append(stream) or original(stream)  # type: ignore
-    asked.term(step)
-    if opened:
-        message = "it draws numbers, which belong to places in the batch"
-        raise NotApplicable(message)
-    rows = list(order)
+    step, rows = asked.step, list(order)
     given: dict[Query[Any], Any] = {
         query: _permuted(value, rows)
         for query, value in step._memo.items()
@@ -188,8 +180,16 @@ def follows_the_order_of_samples(
     again._memo.update(given)
     if any(info.kind == "alignment_target" for info in stage.models.values()):
         again._memo.update({q: _permuted(v, rows) for q, v in step._memo.items() if q.detached})
+    opened: list[str] = []
+    original = again.rng
+    # Queries of its own may draw, too: watched where they are computed anew.
+    again.rng = lambda stream: opened.append(stream) or original(stream)  # type: ignore
+    turned = asked.term(again)
+    if opened:
+        message = "it draws numbers, which belong to places in the batch"
+        raise NotApplicable(message)
     same_values(
-        asked.term(again),
+        turned,
         asked.loss[rows],
         what="losses of samples in another order",
         rtol=1e-8,

@@ -17,11 +17,14 @@ from advdiff_adt.evaluations import evaluations
 from advdiff_adt.rollout_settings import RolloutSettings, check_rollout
 from advdiff_adt.rules import rolled
 from advdiff_adt.stretches import Stretch, StretchLaw
-from advdiff_core import Build, Denoise, Prediction, Query, Sampler, Spec, Step
+from advdiff_core import Build, Denoise, Domain, Prediction, Query, Sampler, Spec, Step
 from advdiff_core.draws import keyed_generator
 from advdiff_core.interfaces.query import Setup
 
-__all__ = ["Decoded", "Real", "Rollout", "images_of", "real_of", "rollout_of"]
+__all__ = ["Decoded", "Real", "Rollout", "domain_of", "images_of", "real_of", "rollout_of"]
+
+#: Range of decoded images.
+DECODED = Domain(-1.0, 1.0)
 
 
 @frozen
@@ -201,6 +204,13 @@ def real_of(settings: RolloutSettings, build: Build) -> Query[Tensor]:
     """
     del build
     return _seen(Real(), settings)
+
+
+def domain_of(settings: RolloutSettings, build: Build) -> Domain | None:
+    """Range of the images that judges see; None for data that are no images with a range."""
+    if settings.decoder:
+        return DECODED
+    return build.data.domain if build.data is not None else None
 
 
 def _seen(query: Query[Tensor], settings: RolloutSettings) -> Query[Tensor]:

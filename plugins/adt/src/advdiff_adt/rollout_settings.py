@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
+import attrs
+
 from advdiff_adt.rules import LINEAR_RULES
 from advdiff_core import Build, Sampler, Spec
 from advdiff_core.interfaces.requirements import refuse
-from advdiff_core.settings import setting, settings
+from advdiff_core.settings import setting
 
 __all__ = ["RolloutSettings", "check_rollout"]
 
 
-@settings
+#: As `settings`, without slots, so that a term can have these keys and those of a judge.
+shared_settings = attrs.frozen(kw_only=True, slots=False)
+
+
+@shared_settings
 class RolloutSettings:
     """Keys of a rollout."""
 
