@@ -28,6 +28,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Run": {
         "train": "Train by a recipe, or go on with a run.",
+        "sweep": "Train at every point of a grid, a process per run, with one summary.",
         "sample": "Draw samples from a trained run.",
         "evaluate": "Compute the metrics of a trained run, or attack it.",
     },
@@ -56,9 +57,11 @@ class Site:
 
     Attributes:
         folder: The run folder, once there is one.
+        args: Arguments of the command, without the program's name.
     """
 
     folder: Path | None = None
+    args: tuple[str, ...] = ()
 
 
 class Verbs(click.Group):

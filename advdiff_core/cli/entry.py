@@ -11,6 +11,7 @@ import click
 from click import shell_completion
 
 from advdiff_core.cli.app import PROGRAM, Site, app
+from advdiff_core.engine.launched import deliver, follow_parent
 from advdiff_core.errors import (
     AdvdiffError,
     Interrupted,
@@ -36,9 +37,10 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; `sys.argv[1:]` if None.
     """
     _prepare_streams()
-    site = Site()
+    follow_parent()
+    site = Site(args=tuple(sys.argv[1:] if args is None else args))
     try:
-        code = _run(sys.argv[1:] if args is None else list(args), site)
+        code = _run(list(site.args), site)
         _flush()
     except BrokenPipeError:
         # The reader has all it wanted; the work is done.
@@ -76,20 +78,27 @@ def _explain(error: BaseException, site: Site) -> int:
 
 
 def _explain_known(error: AdvdiffError, site: Site) -> int:
-    for line in error.lines():
+    lines = error.lines()
+    if isinstance(error, Interrupted):
         # Stopping on request is no error; the line says how to go on.
-        stopped = isinstance(error, Interrupted)
-        say(line.replace("advdiff: error ", "advdiff: ", 1) if stopped else line)
+        lines = [line.replace("advdiff: error ", "advdiff: ", 1) for line in lines]
     if isinstance(error, PluginError | UnsoundError) and error.__cause__ is not None:
-        say(_crash_log(error, site))
-    return error.exit_code
+        lines.append(_crash_log(error, site))
+    return _say(lines, error.exit_code, error)
+
+
+def _say(lines: list[str], code: int, error: BaseException) -> int:
+    """Say it, or leave that to the launcher, which speaks for all processes of a run."""
+    if not deliver(lines, code, error):
+        for line in lines:
+            say(line)
+    return code
 
 
 def _bug(error: BaseException, site: Site) -> int:
     message = f"this is a bug in advdiff: {cause_of(error)}"
-    say(one_line(message, code=str(BUG), fix="please report it with this file:"))
-    say(_crash_log(error, site))
-    return BUG
+    line = one_line(message, code=str(BUG), fix="please report it with this file:")
+    return _say([line, _crash_log(error, site)], BUG, error)
 
 
 def _crash_log(error: BaseException, site: Site) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,8 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from advdiff_core.cli import completion
+from advdiff_core.cli.app import Site
+from advdiff_core.errors import UsageError
 
-__all__ = ["as_json", "out", "overrides", "recipe", "run"]
+__all__ = ["as_json", "nproc", "out", "overrides", "recipe", "run"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
@@ -30,6 +33,34 @@ overrides = click.option(
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one line of JSON."
 )
+
+
+def _launch(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    """Run this very command in several processes, and end with what they come to.
+
+    Raises:
+        UsageError: If another launcher has started this process.
+    """
+    del param
+    from advdiff_core.engine.launched import is_launched
+
+    if value is None or value == 1 or ctx.resilient_parsing or is_launched():
+        return
+    if "RANK" in os.environ:
+        message = f"another launcher has started this process, as number {os.environ['RANK']}"
+        raise UsageError(message, where="--nproc", fix="leave --nproc out, or start it alone")
+    from advdiff_core.cli.launch import launch
+
+    site = ctx.find_object(Site)
+    assert site is not None
+    ctx.exit(launch(site.args, value))
+
+
+#: `--nproc N`: the verb runs in N processes and gets no argument.
+nproc = click.option(
+    "--nproc", metavar="N", type=click.IntRange(1, 1024), expose_value=False, callback=_launch,
+    help="Share the work among N processes on this machine, one per GPU where there are some.",
+)  # fmt: skip
 
 
 def recipe_path(text: str) -> Path:

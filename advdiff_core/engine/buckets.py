@@ -46,7 +46,7 @@ class _Bucket:
         assert self.work is not None
         self.work.wait()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        parts = self.flat.split([gradient.numel() for gradient in gradients])
+        parts = torch.split(self.flat, [gradient.numel() for gradient in gradients])
         shaped = [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
         torch._foreach_copy_(gradients, shaped)
 
@@ -102,7 +102,8 @@ class Bucketed:
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 hook = self._told(bucket)
-                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+                handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                self._handles.append(handle)
         return self
 
     def _told(self, bucket: _Bucket) -> Callable[[Tensor], None]:

@@ -88,7 +88,7 @@ class World:
         flat = torch.cat([tensor.detach().double().flatten() for tensor in tensors]) * weight
         with self.reaching():
             dist.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 

@@ -1,7 +1,8 @@
 """Planned failures, for tests of what survives them.
 
-`ADVDIFF_FAULT=save.rename:3:kill` kills the process just before the third rename of a save. Several
-faults are joined by commas. Actions: `kill` (SIGKILL), `signal:SIGTERM`, `raise:EIO` (any errno
+`ADVDIFF_FAULT=save.rename:3:kill` kills the process just before the third rename of a save, and
+`train.step@1:3:kill` process 1 of several alone before its third step. Several faults are joined by
+commas. Actions: `kill` (SIGKILL), `signal:SIGTERM`, `raise:EIO` (any errno
 name). Without the variable a failpoint does nothing.
 """
 
@@ -53,8 +54,9 @@ def failpoint(point: str) -> None:
     if not faults:
         return
     _calls[point] += 1
+    here = f"{point}@{os.environ.get('RANK', '0')}"
     for fault in faults:
-        if fault.point == point and fault.count == _calls[point]:
+        if fault.point in {point, here} and fault.count == _calls[point]:
             fault.strike()
 
 

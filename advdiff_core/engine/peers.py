@@ -15,13 +15,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from attrs import frozen
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    Store,
+    TCPStore,
+    rendezvous,
+)
 
+from advdiff_core.engine.launched import LISTENER
 from advdiff_core.errors import LostPeerError, UsageError
 
-__all__ = ["LISTENER", "Peers", "joined"]
+__all__ = ["Peers", "joined"]
 
-#: Variable with the number of an open socket that the meeting point listens at; see `launch`.
-LISTENER = "ADVDIFF_LISTENER"
 #: Seconds that a process, having lost another one, waits for the others to say that they have, too.
 GRACE = 3.0
 #: What comes before or after the training may be the work of one process alone, for hours.
@@ -44,7 +49,7 @@ class Peers:
     rank: int
     size: int
     timeout: float
-    store: dist.Store
+    store: Store
     patient: Any = None
 
     def introduce(self) -> None:
@@ -138,7 +143,7 @@ def _join(timeout_s: float) -> Peers:
     try:
         store = _store(timeout)
         dist.init_process_group(
-            _backend(), store=dist.PrefixStore("group", store), rank=rank, world_size=size,
+            _backend(), store=PrefixStore("group", store), rank=rank, world_size=size,
             timeout=timeout,
         )  # fmt: skip
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -148,7 +153,7 @@ def _join(timeout_s: float) -> Peers:
         fix = "start every process, with the address of the first; or let advdiff train --nproc"
         raise LostPeerError(message, code="X08", where=f"process {rank}", fix=fix) from cause
     peers = Peers(
-        rank=rank, size=size, timeout=timeout_s, store=dist.PrefixStore("notes", store),
+        rank=rank, size=size, timeout=timeout_s, store=PrefixStore("notes", store),
         patient=patient,
     )  # fmt: skip
     peers.introduce()
@@ -166,15 +171,15 @@ def _announced() -> tuple[int, int, str]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), address
 
 
-def _store(timeout: timedelta) -> dist.Store:
+def _store(timeout: timedelta) -> Store:
     """The meeting point: at the launcher's socket, or as torchrun says."""
     listener = os.environ.get(LISTENER)
     if listener is None:
-        store: dist.Store = next(dist.rendezvous("env://", timeout=timeout))[0]
+        store: Store = next(rendezvous("env://", timeout=timeout))[0]
         return store
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     first = os.environ["RANK"] == "0"
-    return dist.TCPStore(
+    return TCPStore(
         address, port, int(os.environ["WORLD_SIZE"]), first, timeout, wait_for_workers=False,
         master_listen_fd=int(listener) if first else None,
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from advdiff_core.cli.app import Site
 from advdiff_core.cli.environment import catalogue, load_hooks
 from advdiff_core.cli.measured import measured, measured_json
 from advdiff_core.cli.output import emit, emit_json, number, quoted, say_warnings, shown, table
+from advdiff_core.engine.launched import note_folder, speaks
 from advdiff_core.errors import UsageError
 from advdiff_core.hooks.progress import clock
 from advdiff_core.hooks.specs import RunInfo, hookimpl
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     "--resume", metavar="RUN", type=Path, default=None, shell_complete=completion.runs,
     help="Go on with this run from its newest checkpoint; RECIPE may be left out.",
 )  # fmt: skip
+@options.nproc
 @options.as_json
 @click.pass_obj
 def command(  # noqa: PLR0913 - one argument per option.
@@ -45,6 +46,7 @@ def command(  # noqa: PLR0913 - one argument per option.
     advdiff train digits.toml
     advdiff train digits.toml -s run.images=20_000 -s terms.denoise.weight=0.5
     advdiff train --resume runs/00001-digits
+    advdiff train digits.toml --nproc 4
 
     Everything goes into a new folder runs/NNNNN-name. Ctrl-C (or SIGTERM) finishes the step, saves
     and exits with 75; the same run then goes on with --resume. With --json the last line on stdout
@@ -56,26 +58,36 @@ def command(  # noqa: PLR0913 - one argument per option.
     if resume is not None and out is not None:
         fix = "leave out --out: the run goes on in its own folder"
         raise UsageError("--out and --resume contradict each other", where="advdiff train", fix=fix)
-    result = _train(site, recipe, overrides, out, resume)
-    # Under torchrun one process speaks.
-    if os.environ.get("RANK", "0") == "0":
+    result = run_training(site, recipe, overrides, out=out, resume=resume)
+    if speaks():
         _print(result, as_json)
 
 
-def _train(
+def run_training(
     site: Site,
     path: Path | None,
-    overrides: tuple[str, ...],
-    out: Path | None,
-    resume: Path | None,
+    overrides: tuple[str, ...] = (),
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
 ) -> RunResult:
+    """Train as the command line does, with its listeners.
+
+    Args:
+        site: Where a traceback goes.
+        path: The recipe; None to take that of the run that is gone on with.
+        overrides: `key=value` texts.
+        out: Folder that the run folder is made in.
+        resume: Run to go on with.
+    """
     from advdiff_core.engine.api import train
     from advdiff_core.engine.memory import keep_freed_memory
     from advdiff_core.recipe import load_recipe
 
     source = path if path is not None else Path(str(resume)) / completion.LOCK
     recipe = load_recipe(source, overrides, catalogue())
-    say_warnings(recipe)
+    if speaks():
+        say_warnings(recipe)
     hooks = load_hooks()
     hooks.configure(recipe.hooks.off, recipe.hooks.options)
     hooks.add(_Guide(site), name="guide")
@@ -96,6 +108,7 @@ class _Guide:
     def run_started(self, run: RunInfo) -> None:
         """Note the folder."""
         self.site.folder = run.folder
+        note_folder(run.folder)
 
 
 def _print(result: RunResult, as_json: bool) -> None:
