@@ -26,7 +26,13 @@ def judged(**keys: Any) -> Example:
     return Example(terms={"adversarial": {**TUNED["adversarial"], **keys}}, models=JUDGE)
 
 
+#: Every rule, of a sampler that asks twice a step.
+ALL_RULES = {"rules": ["adt", "drtune", "full", "last-k", "none"], "sampler": {"use": "heun"}}
+
 EXAMPLES: dict[str, Any] = {
+    "metric:rollout-gradients": [{}, {**ALL_RULES, "judge": "judge", "steps": 3, "batch": 7}],
+    "metric:discriminator-accuracy": [{}, {"starts": [0.5], "num": 10, "batch": 3}],
+    "metric:discriminator-hacking": [{"before": "teacher", "metric": {"use": "frechet"}}],
     "discriminator:conditional": [{"channels": 4}, {"channels": 4, "norm": True, "layers": 2}],
     "discriminator:patch": [{"channels": 4}, {"channels": 4, "norm": True, "layers": 1}],
     "discriminator:projected": [{"width": 8}, {"conditional": True, "taps": ["hidden"]}],
