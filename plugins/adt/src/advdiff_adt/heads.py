@@ -64,4 +64,4 @@ def as_map(features: Tensor) -> Tensor:
     count = features.shape[1]
     side = math.isqrt(count)
     height = side if side * side == count else 1
-    return features.transpose(1, 2).unflatten(2, (height, count // height))
+    return features.transpose(1, 2).reshape(len(features), -1, height, count // height)
