@@ -31,7 +31,7 @@ DENOISER = ModelInfo(kind="backbone", frozen=True, parametrization="eps")
 MODELS = {
     "student": DENOISER, "teacher": DENOISER,
     "classifier": ModelInfo(kind="backbone", frozen=True),
-    "judge": ModelInfo(kind="discriminator", frozen=True),
+    "discriminator": ModelInfo(kind="discriminator", frozen=True),
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ class Told(BenchEvaluation):
         self, folder: Path, net: nn.Module, score: Any = None, other: nn.Module | None = None
     ) -> None:
         data = torch.randn(COUNT, DIMS, generator=torch.Generator().manual_seed(1))
-        critics = {"judge": Critic(score)} if score else {}
+        critics = {"discriminator": Critic(score)} if score else {}
         world = World(name="points", data=INFO)
         super().__init__(world, net, samples=data, data=data, folder=folder, critics=critics)
         self.schedule: Any = SCHEDULE
@@ -197,7 +197,7 @@ def test_a_judge_takes_the_place_of_the_distance(tmp_path: Path) -> None:
     """Its score decides the weights' gradient; the multiplier of a rule does not depend on it."""
     evaluation = Told(tmp_path, Linear(), lambda x, reference: 7 * x[:, :1] + 0 * reference)
     keys = {"rules": ("adt",), "num": COUNT}
-    judged = metric(RolloutGradients, judge="judge", **keys).compute(evaluation)
+    judged = metric(RolloutGradients, judge="discriminator", **keys).compute(evaluation)
     plain = metric(RolloutGradients, **keys).compute(evaluation)
     _, b = coefficients()
     assert judged["rollout_weights_adt"] == pytest.approx(7 * float(b.sum().abs()), rel=1e-4)
@@ -314,9 +314,9 @@ def fault_of(make: Callable[[], object]) -> Any:
         (DiscriminatorAccuracy, {"judge": "critic"}, "judge", "'critic' is no role of this recipe"),
         (DiscriminatorAccuracy, {"judge": "student"}, "judge", "is a denoiser, wanted a discrimin"),
         (RolloutGradients, {"judge": "classifier"}, "judge", "is a network without parametrizat"),
-        (RolloutGradients, {"role": "judge"}, "role", "is a discriminator, wanted a denoiser"),
+        (RolloutGradients, {"role": "discriminator"}, "role", "is a discriminator, wanted a denoiser"),
         (RolloutGradients, {"decoder": "student"}, "decoder", "is a denoiser, wanted a network wi"),
-        (DiscriminatorHacking, {"before": "judge", "metric": spread()}, "before", "discriminator"),
+        (DiscriminatorHacking, {"before": "discriminator", "metric": spread()}, "before", "discriminator"),
     ],
 )
 def test_roles_of_another_kind_are_refused(cls: Any, keys: Any, key: str, words: str) -> None:

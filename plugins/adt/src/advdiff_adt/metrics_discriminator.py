@@ -41,7 +41,7 @@ class DiscriminatorAccuracy(Metric):
     class Settings(PathSettings):
         """Keys of `use = "discriminator-accuracy"`."""
 
-        judge: str = setting("judge", ref="role", help="discriminator")
+        judge: str = setting("discriminator", ref="role", help="discriminator")
         starts: tuple[float, ...] = setting(
             (1.0, 0.5, 0.1), gt=0, le=1, help="shares of the path that are run; 1 begins at t = T"
         )
@@ -126,7 +126,7 @@ class DiscriminatorHacking(Metric):
     class Settings(PathSettings):
         """Keys of `use = "discriminator-hacking"`."""
 
-        judge: str = setting("judge", ref="role", help="discriminator")
+        judge: str = setting("discriminator", ref="role", help="discriminator")
         before: str = setting(ref="role", help="frozen denoiser that tuning began with")
         metric: Spec = setting(kind="metric", help="independent distance of samples")
         number: str = setting("", help="number of it that is read; the first if empty")
