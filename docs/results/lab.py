@@ -77,6 +77,28 @@ class Lab:
         result: dict[str, Any] = json.loads(place.read_text())
         return result
 
+    def shards(self, run: Path, name: str, count: int, keys: Mapping[str, Any]) -> Path:
+        """A folder of images that a run drew, drawn if it is not there; labels take turns."""
+        place = self.out / name
+        if not (place / "index.json").exists():
+            options = ["--to", "shards", "--num", count, "--batch", 250, "--out", place]
+            self._advdiff("sample", run, *options, *_options(keys))
+        return place
+
+    def attack(self, run: Path, name: str, words: Sequence[object]) -> dict[str, Any]:
+        """The report of a run under attack, kept in the run by a name; attacked if there is none.
+
+        Args:
+            run: The run.
+            name: Folder in `RUN/robust`.
+            words: Options of `advdiff evaluate`.
+        """
+        place = run / "robust" / name / "report.json"
+        if not place.exists():
+            self._advdiff("evaluate", run, *words, "--name", name)
+        found: dict[str, Any] = json.loads(place.read_text())
+        return found
+
     def record(self, name: str, found: Any) -> None:
         """Keep numbers for the page, and the commit that made them."""
         self.records.mkdir(exist_ok=True)

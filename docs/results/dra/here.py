@@ -7,9 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lab import Lab, arguments
+from lab import Lab, arguments, toml
 
-__all__ = ["RECORDS", "SIZE", "Lab", "arguments", "open_lab", "recipe"]
+__all__ = ["RECORDS", "SIZE", "Lab", "arguments", "open_lab", "recipe", "toml"]
 
 #: Folder of the finished numbers, in git; runs themselves are not.
 RECORDS = Path(__file__).with_name("records")

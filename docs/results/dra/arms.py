@@ -1,0 +1,151 @@
+"""Classifiers of CIFAR-10 at 16 pixels by TRADES: what they learn from, what they are aligned to.
+
+A wide resnet of depth 10 and width 1 (0.08 M parameters), three steps of the inner attack, bf16.
+All arms have the same number of images, updates and steps of the attack; what differs is the data
+(real ones, or 70 % synthetic ones) and the teacher of the alignment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from here import SIZE, Lab, recipe, toml
+from teachers import teacher
+
+__all__ = [
+    "ARMS", "EPS", "FRACTION", "IMAGES", "NOISY", "SEEDS", "SIGMA", "STEPS", "SYNTHETIC", "TAP",
+    "WEIGHT", "Arm", "attacked", "noisy", "real", "train",
+]  # fmt: skip
+
+IMAGES, BATCH = 102_400, 64
+#: Images that the classifier of noised images is trained on: the encoder is half as costly a step.
+NOISY = 102_400
+SEEDS = (1, 2, 3)
+EPS = "8/255"
+#: Test images that are attacked.
+ATTACKED = 1_000
+#: Place and noise level of the teacher's features; see the sweep of probes, which chose them.
+TAP, SIGMA = "mid.1", 0.06
+WEIGHT = 0.5
+#: Synthetic images, and evaluations of the network for each.
+SYNTHETIC, STEPS = 20_000, 15
+FRACTION = 0.7
+UNET = {
+    "use": "unet", "channels": 32, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [8],
+}  # fmt: skip
+
+
+class Arm(NamedTuple):
+    """What a classifier learns from: data, and a teacher."""
+
+    label: str
+    synthetic: bool
+    teacher: str = ""
+
+
+ARMS = {
+    "at": Arm("AT", synthetic=False),
+    "at-dra": Arm("AT + DRA", synthetic=False, teacher="plain"),
+    "dm": Arm("DM-AT", synthetic=True),
+    "dm-dra": Arm("DM-AT + DRA", synthetic=True, teacher="plain"),
+    "dm-noisy": Arm("DM-AT + noisy-input teacher", synthetic=True, teacher="noisy"),
+    "dm-robustadv": Arm("DM-AT + DRA, Robustadv teacher", synthetic=True, teacher="robustadv"),
+    "dm-atdiff": Arm("DM-AT + DRA, AT_Diff teacher", synthetic=True, teacher="atdiff"),
+}
+
+
+def real(given: Any, **keys: Any) -> dict[str, Any]:
+    """The images of CIFAR-10, halved."""
+    return {"use": "cifar10", "path": given.data, "size": SIZE, **keys}
+
+
+def synthetic(lab: Lab, given: Any) -> Path:
+    """Shards of images that the plain teacher drew."""
+    sampler = {"sample.use": "dpm++2m", "sample.steps": STEPS, "sample.clip_x0": True}
+    return lab.shards(teacher(lab, given, "plain"), "synthetic", SYNTHETIC, sampler)
+
+
+def data(lab: Lab, given: Any, *, mixed: bool) -> dict[str, Any]:
+    """The table of a recipe's data."""
+    augment = [{"use": "crop", "pad": 2}, {"use": "flip"}]
+    if not mixed:
+        return {**real(given), "augment": augment}
+    shards = {"use": "npz-shards", "path": synthetic(lab, given)}
+    return {
+        "use": "mixture", "real": real(given), "synthetic": shards, "fraction": FRACTION,
+        "augment": augment,
+    }  # fmt: skip
+
+
+def common(given: Any) -> dict[str, Any]:
+    """Keys of every classifier."""
+    test = {"use": "accuracy", "data": real(given, split="test")}
+    return {
+        "run.batch": BATCH, "run.precision": "bf16", "run.channels_last": True,
+        "run.log_every": 12_800, "run.checkpoint_every": 51_200, "evaluate.metrics": [test],
+    }  # fmt: skip
+
+
+def trades(given: Any, seed: int) -> dict[str, Any]:
+    """Keys of what is trained by TRADES."""
+    return {
+        **common(given), "run.images": IMAGES, "run.seed": seed,
+        "models.student.depth": 10, "models.student.width": 1,
+        "views.adv.perturb.attack.steps": 3, "views.adv.perturb.attack.step": "4/255",
+        "players.student.optimizer.lr": 0.1,
+        "players.student.ema": [{"rate": 0.995, "after": IMAGES // 40}],
+    }  # fmt: skip
+
+
+def noisy(lab: Lab, given: Any) -> Path:
+    """The encoder of the teacher, from random weights, trained to tell classes of noised images."""
+    keys = {
+        **common(given), "data": data(lab, given, mixed=False), "run.images": NOISY,
+        "models.student.denoiser": UNET, "models.student.tap": TAP, "models.student.sigma": SIGMA,
+        "players.student.lr_schedule.warmup": NOISY // 40,
+    }  # fmt: skip
+    return lab.train("noisy-classifier", recipe("dra", "cifar10-noisy-classifier"), keys)
+
+
+def aligned(lab: Lab, given: Any, name: str, sigma: float, weight: float) -> dict[str, Any]:
+    """Keys of the alignment with a teacher."""
+    target = {"kind": "alignment_target", "frozen": True, "teacher": "teacher", "sigma": sigma}
+    keys = {"terms.align.weight": weight, "terms.align.hidden": 256}
+    if name == "noisy":
+        encoder = {"use": "diffusion-classifier", "parametrization": "none", "denoiser": UNET}
+        told = {"tap": TAP, "sigma": SIGMA, "noise": "none"}
+        return {
+            **keys,
+            "models.teacher": {**encoder, **told, "frozen": True, "init": noisy(lab, given)},
+            "models.target": {**target, "use": "noisy-classifier-features", "tap": "pooled"},
+        }
+    unet = {**UNET, "parametrization": "v", "conditional": True, "label_dropout": 0.1}
+    return {
+        **keys, "schedule": {"use": "vp-linear"},
+        "models.teacher": {**unet, "frozen": True, "init": teacher(lab, given, name)},
+        "models.target": {**target, "use": "diffusion-features", "tap": TAP, "condition": "label"},
+    }  # fmt: skip
+
+
+def attacked(  # noqa: PLR0913 - which attack, at which radius, on how many images.
+    lab: Lab, given: Any, run: Path, name: str, attack: str, num: int = ATTACKED
+) -> dict[str, Any]:
+    """The report of a classifier under attack, on the first images of the test part."""
+    test = toml(real(given, split="test"))
+    words = ["--attack", attack, "--eps", EPS, "--num", num, "--data", test]
+    return lab.attack(run, name, words)
+
+
+def train(  # noqa: PLR0913 - what the arms and the sweeps differ by.
+    lab: Lab, given: Any, arm: str, seed: int, sigma: float = SIGMA, weight: float = WEIGHT
+) -> Path:
+    """A classifier."""
+    _, mixed, name = ARMS[arm]
+    keys = {**trades(given, seed), "data": data(lab, given, mixed=mixed)}
+    if not name:
+        return lab.train(f"{arm}-{seed}", recipe("dra", "cifar10-trades"), keys)
+    changed = "" if (sigma, weight) == (SIGMA, WEIGHT) else f"-{sigma:g}-{weight:g}"
+    keys |= aligned(lab, given, name, sigma, weight)
+    path = "cifar10-dra-noisy-teacher" if name == "noisy" else "cifar10-dra"
+    return lab.train(f"{arm}-{seed}{changed}", recipe("dra", path), keys)

@@ -1,0 +1,56 @@
+"""The main table: TRADES with and without synthetic images, with and without alignment.
+
+    python docs/results/dra/classifiers.py --out RUNS --data FOLDER --base RUN [ARM ...]
+
+See teachers.py for what the options name, and arms.py for what is trained. Accuracy on all test
+images, and under the first two attacks of AutoAttack (auto-PGD on the cross-entropy, then targeted)
+on the first 1,000, which is an upper bound of what all four leave. One seed of all arms first, then
+the others. Numbers go to records/classifiers.json; those of all finished runs, so that arms may be
+trained by several processes at once.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from arms import ARMS, BATCH, EPS, FRACTION, IMAGES, SEEDS, STEPS, SYNTHETIC, attacked, train
+from here import Lab, arguments, open_lab
+
+FAST = '{use = "autoattack", version = "fast"}'
+NAME = "fast"
+
+
+def finished(lab: Lab) -> dict[str, dict[str, Any]]:
+    """Numbers of all runs that have been attacked, by arm and seed."""
+    found: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS}
+    for arm in ARMS:
+        for seed in SEEDS:
+            for run in sorted(lab.out.glob(f"[0-9]*-{arm}-{seed}")):
+                report = run / "robust" / NAME / "report.json"
+                if report.exists():
+                    metrics = lab.measure(run, {})["metrics"]
+                    attack = json.loads(report.read_text())
+                    kept = {key: attack[key] for key in ("clean", "curve", "stages", "flags")}
+                    found[arm][str(seed)] = {"metrics": metrics, "attack": kept}
+    return found
+
+
+def main() -> None:
+    """Train and attack all that is not there yet."""
+    given = arguments(__doc__, tuple(ARMS), {"base": "plain run without labels"})
+    lab = open_lab(given)
+    for seed in SEEDS:
+        for arm in given.parts or ARMS:
+            attacked(lab, given, train(lab, given, arm, seed), NAME, FAST)
+            lab.record(
+                "classifiers",
+                {
+                    "runs": finished(lab), "images": IMAGES, "batch": BATCH, "eps": EPS,
+                    "synthetic": SYNTHETIC, "fraction": FRACTION, "steps": STEPS,
+                },
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
