@@ -135,7 +135,10 @@ def _role(name: str, model: Model, build: Build, schedule: NoiseSchedule) -> Rol
     module = _make(model.component, model.settings, evolve(build, path=f"models.{name}"))
     denoiser = model.kind == "backbone" and model.parametrization != "none"
     frozen = model.frozen or bool(model.follows)
-    module.train(model.train).requires_grad_(not frozen)
+    module.train(model.train)
+    if frozen:
+        # Else a network decides itself which of its weights are trained.
+        module.requires_grad_(requires_grad=False)
     info = ModelInfo(
         kind=model.kind,
         frozen=frozen,
