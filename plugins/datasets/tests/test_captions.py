@@ -52,6 +52,8 @@ def test_the_fingerprint_knows_captions(folder):
     [
         (lambda f: (f / "00000/b.txt").unlink(), "D02", "there is no caption"),
         (lambda f: (f / "00000/b.txt").write_bytes(b"\xff\xfe"), "D02", "cannot be read: 'utf-8'"),
+        (lambda f: (f / "00000/b.png").unlink(), "D02", "is a caption without a picture"),
+        (lambda f: (f / "notes.txt").write_text("x"), "D02", "is a caption without a picture"),
         (
             lambda f: [p.unlink() for p in f.glob("*/*.png")], "D01",
             "holds no PNG, JPEG or WebP files",
@@ -59,7 +61,7 @@ def test_the_fingerprint_knows_captions(folder):
     ],
 )  # fmt: skip
 def test_folders_that_say_too_little_are_refused(folder, spoil, code, words):
-    """A picture without caption, one that is no text, a folder without pictures."""
+    """A picture without caption, one that is no text, a caption alone, no pictures."""
     spoil(folder)
     with pytest.raises(DataError, match=words) as caught:
         made(folder)

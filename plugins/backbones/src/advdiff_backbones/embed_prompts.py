@@ -1,12 +1,12 @@
 """Embed prompts once, for networks that read text.
 
-    python -m advdiff_backbones.embed_prompts CAPTIONS MODEL OUT.safetensors
+    python -m advdiff_backbones.embed_prompts CAPTIONS MODEL OUT.safetensors [--without-t5]
 
 CAPTIONS is a text file with one prompt a line, in the order of the classes, or a folder whose text
 files hold one each: distinct ones, in order of text, as the dataset `captioned-folder` numbers
-them. MODEL is a folder or hub repository of a pipeline of diffusers, with the subfolders
-`tokenizer` and `text_encoder` of CLIP (Stable Diffusion 1 and 2). OUT gets `prompts` [K + 1, N, D],
-what `prompts = "OUT"` of `diffusers:UNet2DConditionModel` reads; its last row is the empty prompt.
+them. MODEL is a folder or hub repository of a pipeline of diffusers: Stable Diffusion 1, 2, XL or
+3. OUT gets `prompts` [K + 1, N, D] and, for XL and 3, `pooled` [K + 1, P]: what `prompts = "OUT"`
+of `diffusers:UNet2DConditionModel` and `diffusers:SD3` reads. The last row is the empty prompt.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from advdiff_backbones.text_encoders import Encoder, encoder_of
 from advdiff_core.errors import AdvdiffError, UsageError
 
 __all__ = ["embed", "main", "read_captions"]
-
-_ABOUT = "Embed prompts once, for networks that read text."
 
 #: Prompts embedded at once.
 BATCH = 64
@@ -50,48 +48,21 @@ def read_captions(path: Path) -> list[str]:
     return texts
 
 
-@torch.no_grad()
-def embed(texts: list[str], tokenizer: Any, encoder: Any) -> Tensor:
-    """Embeddings of prompts and, last, of the empty one [K + 1, N, D], in float32.
+def embed(texts: list[str], encode: Encoder) -> dict[str, Tensor]:
+    """Tables of the embeddings of prompts and, last, of the empty one, float32.
 
     Args:
-        texts: K prompts; what is longer than the encoder reads is cut off.
-        tokenizer: CLIP's tokenizer.
-        encoder: CLIP's text model; its last hidden state is taken, as Stable Diffusion does.
+        texts: K prompts.
+        encode: The text encoders of a pipeline.
+
+    Returns:
+        `prompts` [K + 1, N, D] and, where the encoders make them, `pooled` [K + 1, P].
     """
-    parts = []
     every = [*texts, ""]
-    for start in range(0, len(every), BATCH):
-        tokens = tokenizer(
-            every[start : start + BATCH], padding="max_length", truncation=True,
-            max_length=encoder.config.max_position_embeddings, return_tensors="pt",
-        )  # fmt: skip
-        parts.append(encoder(tokens.input_ids).last_hidden_state.float())
-    return torch.cat(parts)
-
-
-def _clip(model: str) -> tuple[Any, Any]:
-    """Tokenizer and text encoder of a pipeline.
-
-    Raises:
-        UsageError: If transformers is missing, or nothing can be read there.
-    """
-    try:
-        from transformers import CLIPTextModel, CLIPTokenizer
-    except ImportError as error:
-        fix = 'pip install "advdiff-backbones[diffusers]"'
-        raise UsageError("this needs the library transformers", where="MODEL", fix=fix) from error
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
-        encoder: Any = CLIPTextModel.from_pretrained(
-            model, subfolder="text_encoder", use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())
-        message = f"cannot read tokenizer and text_encoder of {model}: {text}"
-        fix = "write the folder or hub repository of Stable Diffusion 1 or 2"
-        raise UsageError(message, where="MODEL", fix=fix) from error
-    return tokenizer, encoder.eval()
+    parts = [encode(every[start : start + BATCH]) for start in range(0, len(every), BATCH)]
+    tables = {"prompts": torch.cat([part.prompts for part in parts])}
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return {**tables, "pooled": torch.cat(pooled)} if pooled else tables
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,16 +71,21 @@ def main(arguments: list[str] | None = None) -> int:
         prog="embed_prompts", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("captions", type=Path, help="text file, or folder of text files")
-    parser.add_argument("model", help="folder or hub repository with tokenizer and text_encoder")
+    parser.add_argument("model", help="folder or hub repository of Stable Diffusion")
     parser.add_argument("out", type=Path, help="safetensors file to write")
+    parser.add_argument(
+        "--without-t5", action="store_true",
+        help="of Stable Diffusion 3, leave out its largest encoder (4.8 billion parameters)",
+    )  # fmt: skip
     told = parser.parse_args(arguments)
     try:
         texts = read_captions(told.captions)
-        prompts = embed(texts, *_clip(told.model))
+        tables = embed(texts, encoder_of(told.model, t5=not told.without_t5))
     except AdvdiffError as error:
         parser.exit(2, f"{error}\n")
-    save_file({"prompts": prompts}, told.out)
-    sys.stdout.write(f"{told.out}: prompts {list(prompts.shape)}, the last one is empty\n")
+    save_file({name: table.contiguous() for name, table in tables.items()}, told.out)
+    shapes = ", ".join(f"{name} {list(table.shape)}" for name, table in tables.items())
+    sys.stdout.write(f"{told.out}: {shapes}, the last one is empty\n")
     return 0
 
 

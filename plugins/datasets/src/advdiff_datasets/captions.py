@@ -23,7 +23,8 @@ class CaptionedFolder(EncodedImages):
     them (`output_format = "files"`). The label of a picture is the number of its caption among all
     distinct ones in order of text, white space at the ends left out: row by row what
     `python -m advdiff_backbones.embed_prompts` makes of the same folder. Text itself never enters a
-    run. Pictures without a caption are refused, each by name.
+    run. Pictures without a caption and captions without a picture, which would shift these numbers,
+    are refused, each by name.
     """
 
     @settings
@@ -35,6 +36,7 @@ class CaptionedFolder(EncodedImages):
     def open(self) -> Listing:
         """See `EncodedImages.open`."""
         self._files = _pictures(self.settings.path)
+        _check_texts(self.settings.path, self._files)
         texts = [_caption(file) for file in self._files]
         places = {text: place for place, text in enumerate(sorted(set(texts)))}
         self._labels = torch.tensor([places[text] for text in texts], dtype=torch.int64)
@@ -68,6 +70,19 @@ def _pictures(root: Path) -> list[Path]:
         what = "holds no PNG, JPEG or WebP files" if root.is_dir() else "there is no such folder"
         raise fault(root, what, code="D01", fix="write the folder that img2dataset made")
     return sorted(found)
+
+
+def _check_texts(root: Path, pictures: list[Path]) -> None:
+    """Refuse a text without picture: a table of embeddings of the folder would have a row more.
+
+    Raises:
+        DataError: D02 naming the first.
+    """
+    known = {picture.with_suffix(".txt") for picture in pictures}
+    stray = sorted(path for path in root.rglob("*.txt") if path not in known)
+    if stray:
+        fix = "move it away, or the picture of that name back"
+        raise fault(stray[0], "is a caption without a picture", code="D02", fix=fix)
 
 
 def _caption(picture: Path) -> str:
