@@ -21,7 +21,7 @@ from advdiff_core.recipe.layers import (
 from advdiff_core.recipe.lines import Key
 from advdiff_core.recipe.read import parse_text
 
-__all__ = ["apply_overrides"]
+__all__ = ["apply_overrides", "key_and_value", "parsed"]
 
 FILE = "-s"
 _PART = r"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[A-Za-z0-9_-]+)"""
@@ -74,6 +74,34 @@ def apply_overrides(layer: Layer, arguments: Sequence[str]) -> Layer:
     if faults:
         raise RecipeError(faults)
     return layer
+
+
+def key_and_value(argument: str) -> tuple[str, str]:
+    """The dotted key of a text `key=value`, and the text of its value.
+
+    Args:
+        argument: One argument of `-s`; its value is not looked at.
+
+    Raises:
+        RecipeError: R16 if it is not `key=value`.
+    """
+    match = _ARGUMENT.fullmatch(argument)
+    if match is None:
+        raise _refuse(argument, "this is not key=value")
+    return dotted(_parse_key(argument, match.group(1))), match.group(2).strip()
+
+
+def parsed(argument: str) -> tuple[str, Any]:
+    """The dotted key of a text `key=value`, and its value as TOML reads it.
+
+    Args:
+        argument: One argument; a bare word is a string.
+
+    Raises:
+        RecipeError: R16 if it cannot be parsed.
+    """
+    found = _parse(argument)
+    return dotted(found.key), found.value
 
 
 def _refuse(argument: str, message: str, fix: str = "write -s key=value") -> RecipeError:

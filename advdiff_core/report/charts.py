@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 from markupsafe import Markup, escape
 
 __all__ = ["Series", "legend", "line_chart", "short", "ticks"]
@@ -29,11 +29,13 @@ class Series:
         label: What it is, for the legend and the tooltip.
         points: `(x, y)` in order of x; y that is not finite breaks the line.
         colour: Number of its colour.
+        spread: Lowest and highest y behind each point, drawn as a bar; empty for none.
     """
 
     label: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
+    spread: Sequence[tuple[float, float]] = ()
 
 
 @frozen(kw_only=True)
@@ -55,7 +57,7 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "images") ->
     lines = [line for line in map(_thinned, map(_normal, series)) if _finite(line.points)]
     if not lines:
         return Markup("")
-    points = [point for line in lines for point in _finite(line.points)]
+    points = [point for line in lines for point in _finite([*line.points, *_ends(line)])]
     across, up = _x_axis(points), _y_axis(points)
     body = [
         *(_horizontal(value, up) for value in up.marks),
@@ -73,8 +75,20 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "images") ->
 
 def _normal(line: Series) -> Series:
     """Numbers too small to be divided are drawn as 0: scales would break on them."""
-    points = [(x, 0.0 if abs(y) < TINY else y) for x, y in line.points]
-    return Series(label=line.label, points=points, colour=line.colour)
+
+    def plain(y: float) -> float:
+        return 0.0 if abs(y) < TINY else y
+
+    points = [(x, plain(y)) for x, y in line.points]
+    return evolve(
+        line, points=points, spread=[(plain(low), plain(high)) for low, high in line.spread]
+    )
+
+
+def _ends(line: Series) -> list[tuple[float, float]]:
+    """Both ends of every bar of a line."""
+    pairs = zip(line.points, line.spread, strict=False)
+    return [(x, end) for (x, _), bar in pairs for end in bar]
 
 
 def _finite(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -167,7 +181,17 @@ def _line(line: Series, across: Axis, up: Axis) -> list[Markup]:
         Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(
             colour, across.place(x), up.place(y)
         ),
+        *_bars(line, across, up),
     ]
+
+
+def _bars(line: Series, across: Axis, up: Axis) -> Iterable[Markup]:
+    ends = _ends(line)
+    for (x, low), (_, high) in zip(ends[::2], ends[1::2], strict=True):
+        if math.isfinite(low) and math.isfinite(high):
+            yield Markup('<path class="line s{}" d="M{x:.1f} {:.1f} L{x:.1f} {:.1f}"/>').format(
+                line.colour % COLOURS, up.place(low), up.place(high), x=across.place(x)
+            )
 
 
 def _joined(points: Sequence[tuple[float, float]]) -> Iterable[tuple[bool, tuple[float, float]]]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import jinja2
 import tomli_w
 from attrs import define
 from markupsafe import Markup
 
-import advdiff_core
 from advdiff_core.errors import DataError
 from advdiff_core.hooks.specs import Section
 from advdiff_core.report.charts import Series, legend, line_chart
 from advdiff_core.report.compare import comparison, differences
 from advdiff_core.report.facts import clean, cost_rows, facts, number, sentence
+from advdiff_core.report.html import filled
 from advdiff_core.report.measures import Group, groups_of
 from advdiff_core.report.record import Picture, RunRecord
 from advdiff_core.report.robust import config_lines, curve_svg, robust_tables, title_of
@@ -50,44 +46,16 @@ def render(records: Sequence[RunRecord], sections: Sections = _no_sections) -> s
         sections: Gives the sections that listeners add for a run.
     """
     several = len(records) > 1
-    style = _resource("report.css")
-    return _environment().get_template("report.html.j2").render(
-        version=advdiff_core.__version__,
-        policy=_policy(style),
-        style=Markup(style),
-        title=f"Comparison of {len(records)} runs" if several else clean(records[0].name),
-        lead="" if several else sentence(records[0]),
-        legend=legend([clean(one.name) for one in records]) if several else "",
-        several=several,
-        runs=[_RunPage.of(record, sections(record)) for record in records],
-        charts=_charts(records),
-        comparison=comparison(records) if several else None,
-        differences=differences(records) if several else None,
-    )  # fmt: skip
-
-
-@cache
-def _resource(name: str) -> str:
-    return resources.files("advdiff_core.report").joinpath("templates", name).read_text("utf-8")
-
-
-def _policy(style: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_resource),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return filled("report.html.j2", {
+        "title": f"Comparison of {len(records)} runs" if several else clean(records[0].name),
+        "lead": "" if several else sentence(records[0]),
+        "legend": legend([clean(one.name) for one in records]) if several else "",
+        "several": several,
+        "runs": [_RunPage.of(record, sections(record)) for record in records],
+        "charts": _charts(records),
+        "comparison": comparison(records) if several else None,
+        "differences": differences(records) if several else None,
+    })  # fmt: skip
 
 
 @define(kw_only=True)
