@@ -43,7 +43,7 @@ use = "denoise"
 """
 TABLES = {
     "advdiff", "extends", "run", "data", "schedule", "models", "views", "terms", "players",
-    "sample", "evaluate", "hooks",
+    "sample", "validate", "evaluate", "hooks",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -13,7 +13,7 @@ from advdiff_core.cli import completion
 from advdiff_core.cli.app import Site
 from advdiff_core.errors import UsageError
 
-__all__ = ["as_json", "nproc", "out", "overrides", "recipe", "run"]
+__all__ = ["as_json", "checkpoint", "nproc", "out", "overrides", "recipe", "run"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
@@ -87,6 +87,27 @@ def recipe(*, required: bool = True) -> Callable[[F], F]:
         shell_complete=completion.recipes,
     )
 
+
+def checkpoint_name(text: str) -> int | Literal["best"]:
+    """A number of images, or `best`.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        message = f"found {text!r}, wanted a number of images, or best"
+        fix = "'advdiff show RUN --json' lists the checkpoints of a run"
+        raise UsageError(message, where="--checkpoint", fix=fix)
+    return int(text)
+
+
+#: `--checkpoint`; the verb gets `checkpoint`.
+checkpoint = click.option(
+    "--checkpoint", metavar="NIMG|best", type=checkpoint_name,
+    help="Use the checkpoint of so many images, or the best by [validate], instead of the newest.",
+)  # fmt: skip
 
 run = click.argument("run", metavar="RUN", type=Path, shell_complete=completion.runs)
 

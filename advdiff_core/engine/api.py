@@ -4,46 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from attrs import define, field, frozen
-from torch import Tensor
+from attrs import field, frozen
 
 from advdiff_core.engine import resume as resuming
 from advdiff_core.engine import strict_json
 from advdiff_core.engine.agreement import agree_on_work
 from advdiff_core.engine.assemble import Experiment, assemble
-from advdiff_core.engine.checkpoint import Checkpoint, Ranks, Store, find_checkpoint, load
+from advdiff_core.engine.checkpoint import Checkpoint, Ranks, Store
 from advdiff_core.engine.distributed import World, joined_world
 from advdiff_core.engine.evaluate import evaluate, metrics
 from advdiff_core.engine.feed import SAMPLE_CHECK
-from advdiff_core.engine.generate import SampleSet, generate
+from advdiff_core.engine.on_main import on_main
+from advdiff_core.engine.opened import EVALUATION, Trained, open_trained
 from advdiff_core.engine.planning import PlanReport, plan_experiment
 from advdiff_core.engine.provenance import provenance
-from advdiff_core.engine.reopen import reopened
 from advdiff_core.engine.rundir import RunDir, new_run, open_run
-from advdiff_core.engine.safe_read import read_bytes
 from advdiff_core.engine.signals import StopFlag, stop_on_signals
-from advdiff_core.engine.state import restore_weights
 from advdiff_core.engine.tick import Ticks
 from advdiff_core.engine.trainer import Trainer
-from advdiff_core.errors import AdvdiffError, DataError, Interrupted, StorageError
+from advdiff_core.engine.validation import Validator
+from advdiff_core.errors import DataError, Interrupted
 from advdiff_core.hooks.manager import Hooks
 from advdiff_core.hooks.specs import RunInfo
+from advdiff_core.hooks.terminal import say
 from advdiff_core.recipe import Recipe, load_recipe, lock_text
-
-if TYPE_CHECKING:
-    from advdiff_core.engine.robust.job import AttackJob
-    from advdiff_core.engine.robust.result import RobustReport
 
 __all__ = ["EVALUATION", "RunResult", "Trained", "open_trained", "plan", "train"]
 
-#: File of a run folder that holds the metrics of its end.
-EVALUATION = "evaluation.json"
 _EMPTY_LOG = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
 
 
@@ -57,6 +50,8 @@ class RunResult:
         seconds: Wall time of the training in this process, without evaluation.
         metrics: Metrics of its end, and the last mean of each loss.
         evaluation: What those metrics were measured on and how: the content of `evaluation.json`.
+        best: Of a run with `[validate]`: the number that decides, its best value and at how many
+            images, and whether the run ended early (`over`).
     """
 
     run: Path
@@ -64,6 +59,7 @@ class RunResult:
     seconds: float
     metrics: dict[str, float]
     evaluation: dict[str, Any] = field(factory=dict)
+    best: Mapping[str, Any] = field(factory=dict)
 
 
 def plan(recipe: Recipe) -> PlanReport:
@@ -110,12 +106,13 @@ def train(
             _check_fingerprint(experiment)
         _check_data(experiment)
         _check_end(experiment)
+        validator = Validator.of(experiment)
         if world.any(bool(stop)):
             raise Interrupted("stopped before the first step; nothing was written")
         rundir = _open(experiment, world, out, resume)
         _lock(rundir, world, stack)
         saved = _saved(rundir, experiment, world) if resume is not None else None
-        return _train(experiment, world, rundir, saved, listeners, stop)
+        return _train(experiment, world, rundir, saved, listeners, stop, validator)
 
 
 def _train(  # noqa: PLR0913 - what a run is made of.
@@ -125,17 +122,20 @@ def _train(  # noqa: PLR0913 - what a run is made of.
     saved: Checkpoint | None,
     hooks: Hooks,
     stop: StopFlag,
+    validator: Validator | None,
 ) -> RunResult:
     trainer = Trainer(
-        experiment, world=world, ticks=_ticks(experiment, world, rundir, hooks), stop=stop
-    )
+        experiment, world=world, ticks=_ticks(experiment, world, rundir, hooks), stop=stop,
+        validator=validator,
+    )  # fmt: skip
     if saved is not None:
         trainer.load(saved.shared, saved.rank_state)
         trainer.ticks.saved = saved.nimg
+        _judge_on(trainer, saved)
     trainer.ticks.info = _info(experiment, rundir, trainer.nimg)
     if world.is_main:
         rundir.open_metrics(_EMPTY_LOG if saved is None else saved.meta["metrics"])
-    done = trainer.nimg >= trainer.images
+    done = trainer.done
     seconds = 0.0 if done else trainer.run()
     found: dict[str, Any] = {}
     if world.is_main:
@@ -143,10 +143,21 @@ def _train(  # noqa: PLR0913 - what a run is made of.
     result = RunResult(
         run=rundir.path, nimg=trainer.nimg, seconds=seconds, evaluation=found,
         metrics={**(found.get("losses") or {}), **found.get("metrics", {})},
+        best={} if validator is None else validator.standing.as_json(),
     )  # fmt: skip
     if world.is_main and not done:
         hooks.run_finished(trainer.ticks.info, result)
     return result
+
+
+def _judge_on(trainer: Trainer, saved: Checkpoint) -> None:
+    """Let validation go on from a checkpoint; says why the best so far no longer counts."""
+    if trainer.validator is None:
+        return
+    noted = saved.shared.get("validation")
+    reason = trainer.validator.load(noted, trainer.ticks.rundir.checkpoints)
+    if reason and trainer.world.is_main:
+        say(f"advdiff: warning: {reason}: validation starts anew")
 
 
 def _finish(
@@ -197,7 +208,7 @@ def _open(experiment: Experiment, world: World, out: Path | None, resume: Path |
         _describe(made, experiment)
         return str(made.path)
 
-    return RunDir(Path(_on_main(world, make)))
+    return RunDir(Path(on_main(world, make)))
 
 
 def _lock(rundir: RunDir, world: World, stack: ExitStack) -> None:
@@ -207,23 +218,7 @@ def _lock(rundir: RunDir, world: World, stack: ExitStack) -> None:
         stack.callback(rundir.lock().release)
         return ""
 
-    _on_main(world, take)
-
-
-def _on_main(world: World, do: Callable[[], str]) -> str:
-    """What `do` returns on the main process, on every process; its failure is a failure of all."""
-    text, failure = "", ""
-    if world.is_main:
-        try:
-            text = do()
-        except AdvdiffError as error:
-            if world.size == 1:
-                raise
-            failure = str(error)
-    text, failure = world.gather(text)[0], world.gather(failure)[0]
-    if failure:
-        raise StorageError(failure)
-    return text
+    on_main(world, take)
 
 
 def _saved(rundir: RunDir, experiment: Experiment, world: World) -> Checkpoint | None:
@@ -293,104 +288,3 @@ def _torch_settings(recipe: Recipe) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
-
-
-@define(kw_only=True, eq=False)
-class Trained:
-    """A trained run, opened for sampling and evaluation.
-
-    Attributes:
-        rundir: Its folder.
-        experiment: Its objects, with the weights of a checkpoint.
-        nimg: Images those weights have seen.
-        checkpoint: Folder of the checkpoint.
-        skipped: `(path, reason)` of newer checkpoints that are damaged.
-    """
-
-    rundir: RunDir
-    experiment: Experiment
-    nimg: int
-    checkpoint: Path
-    skipped: tuple[tuple[Path, str], ...] = ()
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe it was trained by."""
-        return self.experiment.recipe
-
-    @property
-    def info(self) -> Any:
-        """Description of its data."""
-        return self.experiment.source.info
-
-    def weights_id(self) -> str:
-        """SHA-256 that names the content of the checkpoint."""
-        commit = read_bytes(self.checkpoint / "COMMIT", limit=4096)
-        return commit.decode("ascii", "replace").split()[-1]
-
-    def sample(
-        self,
-        seeds: Sequence[int],
-        *,
-        batch: int = 256,
-        labels: Tensor | None = None,
-        ema: int | None = None,
-    ) -> SampleSet:
-        """One sample per seed; see `advdiff_core.engine.generate.generate`."""
-        return generate(self.experiment, seeds, batch=batch, labels=labels, ema=ema)
-
-    def evaluate(self) -> dict[str, Any]:
-        """Compute the recipe's metrics and store them, with their protocol, in the run folder.
-
-        Returns:
-            See `advdiff_core.engine.evaluate.evaluate`.
-        """
-        found = evaluate(self.experiment, self.rundir.path, self.nimg)
-        path = self.rundir.resolve(EVALUATION)
-        if path.is_file():
-            found["losses"] = strict_json.loads(path.read_bytes(), where=str(path)).get(
-                "losses", {}
-            )
-        self.rundir.write(EVALUATION, strict_json.dumps(found))
-        return found
-
-    def attack(
-        self,
-        job: AttackJob,
-        *,
-        stop: StopFlag | tuple[()] = (),
-        tell: Callable[[str], None] = lambda line: None,
-    ) -> RobustReport:
-        """Attack the run; see `advdiff_core.engine.robust.evaluate.attack_run`."""
-        from advdiff_core.engine.robust.evaluate import attack_run
-
-        return attack_run(self, job, stop=stop, tell=tell)
-
-
-def open_trained(
-    run: Path, *, checkpoint: int | None = None, overrides: Sequence[str] = ()
-) -> Trained:
-    """Open a run with the weights of its newest whole checkpoint, or of the one named.
-
-    Args:
-        run: Run folder.
-        checkpoint: Images seen of the checkpoint wanted.
-        overrides: `key=value` texts; see `advdiff_core.engine.reopen.reopened`.
-
-    Raises:
-        DataError: If there is no such run or checkpoint, or it is damaged.
-    """
-    rundir = open_run(run)
-    recipe, beside = reopened(rundir, overrides)
-    wanted = rundir.path if checkpoint is None else rundir.checkpoints / str(checkpoint)
-    if checkpoint is not None and not wanted.is_dir():
-        names = sorted((p.name for p in rundir.checkpoints.iterdir() if p.name.isdigit()), key=int)
-        message = f"has no checkpoint {checkpoint}; it has {', '.join(names) or 'none'}"
-        raise DataError(message, code="S02", where=str(run), fix="choose one of these")
-    found, skipped = find_checkpoint(wanted)
-    saved = load(found)
-    experiment = assemble(recipe)
-    restore_weights(experiment, saved.shared, beside=beside)
-    return Trained(
-        rundir=rundir, experiment=experiment, nimg=saved.nimg, checkpoint=found, skipped=skipped
-    )

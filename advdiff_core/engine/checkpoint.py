@@ -83,8 +83,14 @@ class Checkpoint:
     digest: str
 
 
-def save(
-    store: Store, nimg: int, *, shared: State, rank_state: State, meta: Mapping[str, Any]
+def save(  # noqa: PLR0913 - what a checkpoint is made of.
+    store: Store,
+    nimg: int,
+    *,
+    shared: State,
+    rank_state: State,
+    meta: Mapping[str, Any],
+    pinned: frozenset[int] = frozenset(),
 ) -> Saved:
     """Save the state at a step boundary; all processes call it with the same `nimg`.
 
@@ -98,12 +104,15 @@ def save(
         shared: State common to all; only that of rank 0 is written.
         rank_state: State of this process.
         meta: About the save: health, provenance, offsets. JSON types only.
+        pinned: Images of checkpoints that stay, however old.
 
     Raises:
         DataError: S12 for a value that cannot be stored, naming its path.
         StorageError: S03 or S04. The same error on all processes.
     """
-    return store.commit(nimg, lambda: _content(store.ranks.rank, shared, rank_state, meta))
+    return store.commit(
+        nimg, lambda: _content(store.ranks.rank, shared, rank_state, meta), pinned=pinned
+    )
 
 
 def load(path: Path, *, rank: int = 0) -> Checkpoint:

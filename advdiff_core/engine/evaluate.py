@@ -18,13 +18,16 @@ from advdiff_core.interfaces.metric import Metric
 __all__ = ["evaluate", "metrics", "spread"]
 
 
-def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
+def evaluate(
+    experiment: Experiment, folder: Path, nimg: int, *, built: Mapping[str, Metric] | None = None
+) -> dict[str, Any]:
     """Compute every metric of the recipe, on samples where it needs them.
 
     Args:
         experiment: The run.
         folder: Where metrics may write files.
         nimg: Images seen by the weights.
+        built: Its metrics, from `metrics`; built anew if None.
 
     Returns:
         `metrics` (name -> number, the mean over ranges of seeds), `repeats` (name -> numbers of
@@ -34,7 +37,7 @@ def evaluate(experiment: Experiment, folder: Path, nimg: int) -> dict[str, Any]:
     Raises:
         NumericsError: If a sample is not finite.
     """
-    built = metrics(experiment)
+    built = metrics(experiment) if built is None else built
     views = _views(experiment, folder)
     found = {name: _Found(metric) for name, metric in built.items()}
     for name, one in found.items():

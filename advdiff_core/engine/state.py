@@ -54,6 +54,8 @@ def gather_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
             for player in experiment.players
         },
     }
+    if trainer.validator is not None:
+        shared["validation"] = trainer.validator.standing.as_json()
     return shared, {"stats": trainer.stats.state()}
 
 

@@ -86,6 +86,7 @@ class _Work:
     """One save in progress on this process."""
 
     nimg: int
+    pinned: frozenset[int] = frozenset()
     content: Content | None = None
     temp: Path | None = None
 
@@ -107,7 +108,9 @@ class Store:
     ranks: Ranks = field(factory=Ranks)
     fs: FileSystem = field(factory=lambda: FileSystem("save"))
 
-    def commit(self, nimg: int, make: Callable[[], Content]) -> Saved:
+    def commit(
+        self, nimg: int, make: Callable[[], Content], *, pinned: frozenset[int] = frozenset()
+    ) -> Saved:
         """Write a checkpoint: visible and durable when this returns, invisible if it raises.
 
         Called by all processes. Should only the last sync fail, it is visible but was not promised.
@@ -115,11 +118,12 @@ class Store:
         Args:
             nimg: Images seen: the name of the folder. A checkpoint of that name is replaced.
             make: Gives the content; an error it raises is raised by all processes.
+            pinned: Images of checkpoints that stay, however old.
 
         Raises:
             StorageError: S03 or S04, the same on all processes; the temporary folder is removed.
         """
-        work = _Work(nimg=nimg)
+        work = _Work(nimg=nimg, pinned=pinned)
         try:
             work.temp = self.root / self.ranks.agree(lambda: self._begin(work, make))[0]
             notes = self.ranks.agree(lambda: self._write_payloads(work))
@@ -190,7 +194,7 @@ class Store:
         entries = {name: entry for note in notes for name, entry in note["files"].items()}
         size = self._seal(work.temp, state, entries, finite=work.content.finite)
         problems = self._publish(work.temp, self.root / str(work.nimg))
-        return size, problems + self._rotate()
+        return size, problems + self._rotate(work.pinned)
 
     def _seal(
         self, temp: Path, state: dict[str, Any], entries: dict[str, Any], *, finite: bool
@@ -235,8 +239,8 @@ class Store:
             self.fs.sync_dir(self.root)
         return self._remove(aside) if aside else []
 
-    def _rotate(self) -> list[str]:
-        """Remove checkpoints that are neither among the newest nor among the newest finite ones."""
+    def _rotate(self, pinned: frozenset[int]) -> list[str]:
+        """Remove those neither among the newest nor among the newest finite ones, nor pinned."""
         if self.keep < 1:
             return []
         keep = max(2, self.keep)
@@ -248,7 +252,7 @@ class Store:
         stay.update([path for _, path, finite in known if finite][:keep])
         problems: list[str] = []
         for nimg, path, _ in known:
-            if path not in stay:
+            if path not in stay and nimg not in pinned:
                 try:
                     problems += self._discard(nimg, path)
                 except StorageError as error:

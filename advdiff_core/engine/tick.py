@@ -16,6 +16,8 @@ from advdiff_core.engine.rundir import RunDir, save_capsule
 from advdiff_core.engine.state import is_finite
 from advdiff_core.engine.trained import denoisers_noted, samples_noted
 from advdiff_core.errors import NumericsError, escape
+from advdiff_core.hooks.specs import VALIDATED
+from advdiff_core.hooks.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +62,9 @@ class Ticks:
         self._since, self._since_nimg = time.monotonic(), trainer.nimg
         if trainer.world.is_main:
             self.hooks.run_started(self.info)
+        validator = trainer.validator
+        if validator and validator.settings.start and validator.standing.measured < 0:
+            self._validate(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
         """After every step."""
@@ -69,11 +74,16 @@ class Ticks:
             self._log(trainer)
         if sample and sample.every and not done and _passed(trainer, sample.every):
             self._images(trainer)
-        if not done and run.checkpoint_every and _passed(trainer, run.checkpoint_every):
+        if trainer.validator and (done or _passed(trainer, trainer.validator.settings.every)):
+            self._validate(trainer)
+        due = run.checkpoint_every and _passed(trainer, run.checkpoint_every)
+        if due and not trainer.done and self.saved != trainer.nimg:
             self.save(trainer)
 
     def finished(self, trainer: Trainer) -> None:
         """After the last step."""
+        if trainer.validator and trainer.validator.over:
+            self._ended_early(trainer)
         if self.saved != trainer.nimg:
             self.save(trainer)
         self._images(trainer)
@@ -81,6 +91,7 @@ class Ticks:
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint."""
         shared, own = trainer.state()
+        validator = trainer.validator
         meta = {
             "provenance": self.provenance,
             "health": {"finite": is_finite(shared)},
@@ -88,7 +99,12 @@ class Ticks:
             "samples": samples_noted(trainer.experiment.source.info),
             "denoisers": denoisers_noted(trainer.scene),
         }
-        saved = save(self.store, trainer.nimg, shared=shared, rank_state=own, meta=meta)
+        if validator:
+            meta["validation"] = validator.standing.as_json()
+        saved = save(
+            self.store, trainer.nimg, shared=shared, rank_state=own, meta=meta,
+            pinned=validator.pinned if validator else frozenset(),
+        )  # fmt: skip
         self.saved = trainer.nimg
         for note in saved.notes:
             sys.stderr.write(f"advdiff: warning: {escape(note, limit=500)}\n")
@@ -111,6 +127,33 @@ class Ticks:
             self.rundir, f"step-{trainer.index}-rank-{trainer.world.rank}",
             {**tensors, "models": shared["models"]}, info,
         )  # fmt: skip
+
+    def _validate(self, trainer: Trainer) -> None:
+        """Measure the weights, and save them if they are the best so far."""
+        assert trainer.validator is not None
+        began = time.monotonic()
+        numbers, best = trainer.validator.measure(self.rundir, trainer.nimg, trainer.world)
+        if trainer.world.is_main:
+            named = {f"{VALIDATED}{name}": value for name, value in numbers.items()}
+            row = {"nimg": trainer.nimg, "step": trainer.index, **named}
+            self.hooks.metrics_logged(self.info, trainer.nimg, row)
+        # After the line of the log, which the checkpoint vouches for.
+        if best and self.saved != trainer.nimg:
+            self.save(trainer)
+        # Measuring does not count in the images per second of training.
+        self._since += time.monotonic() - began
+
+    def _ended_early(self, trainer: Trainer) -> None:
+        """Close the log of a run that patience ended, and say so."""
+        assert trainer.validator is not None
+        if self._since_nimg != trainer.nimg:
+            self._log(trainer)
+        if trainer.world.is_main:
+            patience = trainer.validator.settings.patience
+            say(
+                f"advdiff: stopped at {trainer.nimg:,} of {trainer.images:,} images: nothing better"
+                f" for {patience:,}; best {trainer.validator.standing}"
+            )
 
     def _log(self, trainer: Trainer) -> None:
         means = trainer.stats.means(trainer.world)

@@ -9,6 +9,7 @@ from typing import Any
 from advdiff_core.engine.assemble import Experiment
 from advdiff_core.engine.augment import rows_of
 from advdiff_core.engine.distributed import World
+from advdiff_core.engine.failpoints import failpoint
 from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.micro import choose_micro_batch
 from advdiff_core.engine.players import Player, Turn
@@ -16,6 +17,7 @@ from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.state import gather_state, restore_state
 from advdiff_core.engine.stats import Stats
 from advdiff_core.engine.tick import Ticks
+from advdiff_core.engine.validation import Validator
 from advdiff_core.errors import Interrupted, LostPeerError, NumericsError
 from advdiff_core.step.plan import Plan
 from advdiff_core.step.step import Place, TrainStep
@@ -35,16 +37,24 @@ class Trainer:
         world: The processes of the run.
         ticks: What happens between steps: logging, images, checkpoints.
         stop: Set by a signal; honoured after the step in progress.
+        validator: Measures the weights now and then; None for not at all.
     """
 
     def __init__(
-        self, experiment: Experiment, *, world: World, ticks: Ticks, stop: StopFlag
+        self,
+        experiment: Experiment,
+        *,
+        world: World,
+        ticks: Ticks,
+        stop: StopFlag,
+        validator: Validator | None = None,
     ) -> None:
         self.experiment = experiment
         self.scene = experiment.scene
         self.world = world
         self.ticks = ticks
         self.stop = stop
+        self.validator = validator
         self.stats = Stats(self.scene.compute.device)
         run = experiment.recipe.run
         self.images, self.batch = run.images, run.batch
@@ -59,6 +69,12 @@ class Trainer:
         self.nimg = 0
         self.index = 0
         self._steps: list[TrainStep] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether it has seen all its images, or nothing has got better for too long."""
+        early = self.validator is not None and self.validator.over
+        return early or self.nimg >= self.images
 
     def load(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
         """Continue from saved state."""
@@ -79,7 +95,8 @@ class Trainer:
         began = time.monotonic()
         try:
             self.ticks.started(self)
-            while self.nimg < self.images:
+            while not self.done:
+                failpoint("train.step")
                 self._guarded_step()
                 self.ticks.after_step(self)
                 if self.world.any(bool(self.stop)):

@@ -9,6 +9,7 @@ from attrs import frozen
 from torch import Tensor
 
 from advdiff_core.engine import manifest as layout
+from advdiff_core.engine.best import BEST, best_checkpoint
 from advdiff_core.engine.manifest import newest_valid
 from advdiff_core.engine.state_codec import decode
 from advdiff_core.engine.stored import read_state, read_tensors
@@ -39,6 +40,8 @@ class Weights:
 def find_checkpoint(path: Path | str) -> tuple[Path, tuple[tuple[Path, str], ...]]:
     """The checkpoint meant by a run folder, a folder of checkpoints, or a checkpoint folder.
 
+    `best` in a run or its folder of checkpoints stands for what `[validate]` found.
+
     Returns:
         Its folder, and the newer ones that were skipped with the reason why, which must be shown.
 
@@ -48,6 +51,8 @@ def find_checkpoint(path: Path | str) -> tuple[Path, tuple[tuple[Path, str], ...
     path = Path(path)
     if (path / layout.COMMIT).exists() or (path / layout.MANIFEST).exists():
         return path, ()
+    if path.name == BEST and not path.exists() and path.parent.is_dir():
+        return best_checkpoint(path.parent), ()
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found, skipped = newest_valid(root)
     if found is None:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from advdiff_core.errors import escape
-from advdiff_core.hooks.specs import RunInfo, hookimpl
+from advdiff_core.hooks.specs import VALIDATED, RunInfo, hookimpl
 from advdiff_core.hooks.terminal import say, shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Progress", "Speed", "clock", "plain_line", "shown_metrics"]
+__all__ = ["Progress", "Speed", "clock", "plain_line", "shown_metrics", "validation_line"]
 
 #: Seconds between two plain lines.
 QUIET = 5.0
@@ -82,6 +82,14 @@ def plain_line(run: RunInfo, nimg: int, speed: Speed, metrics: Mapping[str, floa
     return "  ".join(part for part in parts if part)
 
 
+def validation_line(run: RunInfo, nimg: int, metrics: Mapping[str, float]) -> str:
+    """What a measurement during the training found, the number that decides first."""
+    found = {n.removeprefix(VALIDATED): v for n, v in metrics.items() if n.startswith(VALIDATED)}
+    decides = run.recipe.get("validate", {}).get("best", "")
+    order = sorted(found, key=lambda name: name != decides)
+    return f"validation at {nimg:,} images: {shown_metrics({n: found[n] for n in order})}"
+
+
 @final
 class Progress:
     """A rich bar where stderr is a terminal, else a line at most every five seconds."""
@@ -108,7 +116,10 @@ class Progress:
 
     @hookimpl
     def metrics_logged(self, run: RunInfo, nimg: int, metrics: Mapping[str, float]) -> None:
-        """Show how far it is."""
+        """Show how far it is, or what was measured."""
+        if any(name.startswith(VALIDATED) for name in metrics):
+            self._say(validation_line(run, nimg, metrics))
+            return
         now = time.monotonic()
         self._speed.tick(nimg, now)
         if self._bar is not None and self._task is not None:
@@ -130,14 +141,14 @@ class Progress:
             say(f"checkpoint at {nimg:,} images: {shown(path)}")
 
     @hookimpl
-    def run_finished(self, run: RunInfo) -> None:
+    def run_finished(self, run: RunInfo, result: Any) -> None:
         """Fill the bar and say how long it took."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=run.images, left="0:00")
+            self._bar.update(self._task, completed=result.nimg, left="0:00")
         self.run_closed()
         seconds = time.monotonic() - self._begin
-        rate = (run.images - run.nimg) / seconds if seconds > 0 else 0.0
-        say(f"{run.images - run.nimg:,} images in {clock(seconds)} ({rate:,.0f} images/s)")
+        rate = (result.nimg - run.nimg) / seconds if seconds > 0 else 0.0
+        say(f"{result.nimg - run.nimg:,} images in {clock(seconds)} ({rate:,.0f} images/s)")
 
     @hookimpl
     def run_closed(self) -> None:
@@ -145,6 +156,13 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _say(self, line: str) -> None:
+        """A line that stays, above the bar if there is one."""
+        if self._bar is None:
+            say(line)
+        else:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _room(self) -> int:
         """How many losses fit beside the rest."""

@@ -31,9 +31,21 @@ if TYPE_CHECKING:
 
     from advdiff_core.types import DataInfo
 
-__all__ = ["NAMES", "PROJECT", "HookSpecs", "RunInfo", "Section", "hookimpl", "new_manager"]
+__all__ = [
+    "NAMES",
+    "PROJECT",
+    "VALIDATED",
+    "HookSpecs",
+    "RunInfo",
+    "Section",
+    "hookimpl",
+    "new_manager",
+]
 
 PROJECT = "advdiff"
+
+#: Begins the names of what `[validate]` measured, among the numbers of `metrics_logged`.
+VALIDATED = "validate/"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _specify = pluggy.HookspecMarker(PROJECT)
@@ -122,7 +134,10 @@ class HookSpecs:
 
     @_hookspec
     def metrics_logged(self, run: RunInfo, nimg: int, metrics: Mapping[str, float]) -> None:
-        """Numbers averaged since the last log tick, by name; `nimg` images were seen so far."""
+        """Numbers averaged since the last log tick, by name; `nimg` images were seen so far.
+
+        Or numbers of a measurement during the training, whose names begin with `validate/`.
+        """
 
     @_hookspec
     def images_ready(self, run: RunInfo, nimg: int, images: Mapping[str, Tensor]) -> None:

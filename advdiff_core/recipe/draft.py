@@ -20,6 +20,7 @@ from advdiff_core.recipe.schema import (
     Sample,
     Schedule,
     Term,
+    Validate,
     View,
     key_of,
 )
@@ -47,6 +48,7 @@ class Draft:
     terms: Mapping[str, Term] = field(factory=dict)
     players: Mapping[str, Player] = field(factory=dict)
     sample: Sample | None = None
+    validate: Validate | None = None
     evaluate: Evaluate | None = None
 
     @property
@@ -57,7 +59,7 @@ class Draft:
 
 def references(draft: Draft) -> Iterator[Problem]:
     """Every key with `ref` names something that exists."""
-    for table in ("data", "schedule", "sample", "evaluate"):
+    for table in ("data", "schedule", "sample", "validate", "evaluate"):
         yield from _walk(draft, getattr(draft, table), (table,))
     for table in ("models", "views", "terms", "players"):
         for name, value in getattr(draft, table).items():

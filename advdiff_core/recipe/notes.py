@@ -24,6 +24,7 @@ def notes_on(recipe: Recipe) -> Iterator[Problem]:
     """What a user should look at before starting this run."""
     yield from _length(recipe)
     yield from _never(recipe)
+    yield from _seldom(recipe)
     for spec in recipe.specs():
         yield from _huge(spec)
     yield from _untrained(recipe)
@@ -57,6 +58,14 @@ def _never(recipe: Recipe) -> Iterator[Problem]:
         if term.after + term.ramp > last:
             message = f"the weight rises until {term.after + term.ramp:,} images, the term ends at"
             yield _note(("terms", name, "ramp"), f"{message} {last:,}", "it never weighs in full")
+
+
+def _seldom(recipe: Recipe) -> Iterator[Problem]:
+    """Validation that has nothing to choose between."""
+    table = recipe.validate
+    if table is not None and table.every > recipe.run.images:
+        message = f"measured every {table.every:,} images, the run has {recipe.run.images:,}"
+        yield _note(("validate", "every"), message, "it is measured at its ends alone")
 
 
 def _huge(spec: Spec) -> Iterator[Problem]:

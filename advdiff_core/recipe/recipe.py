@@ -24,6 +24,7 @@ from advdiff_core.recipe.schema import (
     Sample,
     Schedule,
     Term,
+    Validate,
     View,
     key_of,
 )
@@ -50,7 +51,8 @@ class Recipe:
         terms: Loss terms by name.
         players: Players by name.
         sample: How to sample; None in recipes without a denoiser.
-        evaluate: What is measured.
+        validate: What is measured during the training; None for nothing.
+        evaluate: What is measured at its end.
         hooks: Listeners.
         source: Where each key was written, by dotted key; keys that were filled in are missing.
         warnings: What does not stop a run but should be known.
@@ -66,6 +68,8 @@ class Recipe:
     terms: Mapping[str, Term]
     players: Mapping[str, Player]
     sample: Sample | None
+    # Measuring changes no weights: a run may go on with other measurements.
+    validate: Validate | None = field(default=None, metadata={"safe": True})
     evaluate: Evaluate
     hooks: Hooks
     source: Mapping[str, Place] = field(factory=dict, eq=False, repr=False)

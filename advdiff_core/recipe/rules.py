@@ -9,6 +9,7 @@ import attrs
 
 from advdiff_core.recipe.draft import Draft, listed, references
 from advdiff_core.recipe.lines import Key
+from advdiff_core.recipe.measuring_rules import check_measuring
 from advdiff_core.recipe.problems import Problem, described
 from advdiff_core.recipe.schema import (
     ROOT_VIEWS,
@@ -28,7 +29,7 @@ def check(draft: Draft) -> Iterator[Problem]:
     yield from _following(draft)
     yield from _view_chains(draft)
     yield from _sampling(draft)
-    yield from _measured(draft)
+    yield from check_measuring(draft)
     yield from _numbers(draft)
 
 
@@ -179,21 +180,6 @@ def _sampling(draft: Draft) -> Iterator[Problem]:
             message=f"average {sample.ema} of {sample.role!r} is wanted, {kept} are kept",
             fix=f"write a number below {kept}" if kept else "write -1 for the raw weights",
         )  # fmt: skip
-
-
-def _measured(draft: Draft) -> Iterator[Problem]:
-    """Metrics of samples need a denoiser."""
-    known = draft.models.keys() == set(draft.names.get("role", ["?"]))
-    worn = any(model.parametrization != "none" for model in draft.models.values())
-    if draft.evaluate is None or not known or worn:
-        return
-    for position, spec in enumerate(draft.evaluate.metrics):
-        if spec.component.needs_samples:
-            yield Problem(
-                path=("evaluate", "metrics", position, "use"), code="R10",
-                message=f"{spec.use!r} measures samples, and no model of this recipe is a denoiser",
-                fix="take it out, or give a backbone a parametrization",
-            )  # fmt: skip
 
 
 def _numbers(draft: Draft) -> Iterator[Problem]:

@@ -314,20 +314,6 @@ class Sample:
 
 
 @settings
-class Evaluate:
-    """`[evaluate]`: what is measured at the end of a run and by `advdiff evaluate`."""
-
-    metrics: tuple[Spec, ...] = setting((), kind="metric", help="the metrics", safe=True)
-    num: int = setting(1_000, ge=2, le=2**31, unit="images", safe=True, help="samples they see")
-    seed: int = setting(0, ge=0, lt=2**63, safe=True, help="seed of the first sample")
-    repeats: int = setting(
-        1, ge=1, le=1_000, safe=True,
-        help="ranges of num seeds, one after the other; numbers are means, with their spread",
-    )  # fmt: skip
-    batch: int = setting(256, ge=1, le=2**31, unit="images", safe=True, help="samples per batch")
-
-
-@settings
 class Hooks:
     """`[hooks]`: listeners; a table `[hooks.<name>]` is handed to the listener of that name."""
 
@@ -363,6 +349,7 @@ TABLES: Mapping[str, Table] = MappingProxyType({
     "terms": Table(Term, "loss_term", named=True),
     "players": Table(Player, named=True),
     "sample": Table(Sample, "sampler", default="ddim"),
+    "validate": Table(Validate),
     "evaluate": Table(Evaluate),
 })  # fmt: skip
 

@@ -75,6 +75,7 @@ def _machine_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "speed", f"{number(round(statistics.median(speeds)))} images/s (median of log ticks)"
     yield "training time", _time(record)
     yield "checkpoints", ", ".join(f"{nimg:,}" for nimg in record.checkpoints)
+    yield "best", str(record.standing)
 
 
 def _version_facts(record: RunRecord) -> Iterator[tuple[str, str]]:

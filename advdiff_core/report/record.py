@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from attrs import frozen
 
 from advdiff_core.engine import strict_json
+from advdiff_core.engine.best import Standing, read_standing
 from advdiff_core.engine.manifest import MAX_JSON, STATE, candidates, read_manifest
 from advdiff_core.engine.metrics_log import read_metrics
 from advdiff_core.engine.rundir import RunDir, open_run
@@ -56,6 +58,7 @@ class RunRecord:
         evaluation: Content of `evaluation.json`: metrics, protocols, nimg; empty if there is none.
         robust: Evaluations under attack: name of the folder, content of its `report.json`.
         checkpoints: Images seen of each complete checkpoint, newest first.
+        standing: What the measurements of `[validate]` came to.
         plan: Passes per step, as `advdiff plan --json` gives them; empty if they were not stored.
         provenance: Versions and hardware, from the newest checkpoint.
         pictures: Pictures, oldest first.
@@ -70,6 +73,7 @@ class RunRecord:
     evaluation: Mapping[str, Any]
     robust: tuple[tuple[str, Mapping[str, Any]], ...]
     checkpoints: tuple[int, ...]
+    standing: Standing
     plan: Mapping[str, Any]
     provenance: Mapping[str, Any]
     pictures: tuple[Picture, ...]
@@ -103,7 +107,8 @@ class RunRecord:
         """`running`, `finished`, `stopped` or `not begun`."""
         if self.holder:
             return "running"
-        if self.images and self.checkpoints and self.checkpoints[0] >= self.images:
+        ended = bool(self.checkpoints) and self.checkpoints[0] >= (self.images or math.inf)
+        if ended or self.standing.over:
             return "finished"
         return "stopped" if self.checkpoints or self.rows else "not begun"
 
@@ -139,6 +144,7 @@ def read_record(folder: Path) -> RunRecord:
         robust=tuple(read_robust(run.path, problems)),
         plan=attempt(lambda: _json(run, "plan.json"), {}),
         checkpoints=tuple(_checkpoints(run, problems)),
+        standing=read_standing(run.checkpoints),
         provenance=attempt(lambda: _provenance(run), {}),
         pictures=tuple(_pictures(run)),
         holder=_holder(run),

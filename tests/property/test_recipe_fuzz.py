@@ -110,8 +110,8 @@ KEYS = st.sampled_from(
      "corrupt", "metrics", "role", "frozen", "lr_schedule", "domain", "name", "student", "off"]
 )  # fmt: skip
 TABLES = st.sampled_from(
-    ["run", "data", "schedule", "models", "views", "terms", "players", "sample", "evaluate",
-     "hooks", "lock", "advdiff", "extends", "other"]
+    ["run", "data", "schedule", "models", "views", "terms", "players", "sample", "validate",
+     "evaluate", "hooks", "lock", "advdiff", "extends", "other"]
 )  # fmt: skip
 
 

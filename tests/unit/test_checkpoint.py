@@ -517,3 +517,12 @@ def test_a_bug_in_one_process_reaches_the_others(tmp_path):
     with pytest.raises(AdvdiffError, match=r"process 0: RuntimeError\('boom'\)") as caught:
         other.agree(lambda: 1)
     assert caught.value.exit_code == 70
+
+
+def test_rotation_spares_what_is_pinned(store):
+    """The best checkpoint stays however old it is, and goes when another one is the best."""
+    for nimg in (1, 2, 3, 4, 5):
+        save(store, nimg, shared=shared(), rank_state={}, meta=META, pinned=frozenset({2}))
+    assert names(store.root) == ["2", "4", "5"]
+    save(store, 6, shared=shared(), rank_state={}, meta=META, pinned=frozenset({4}))
+    assert names(store.root) == ["4", "5", "6"]

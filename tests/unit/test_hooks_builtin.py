@@ -11,10 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from advdiff_core.engine.api import RunResult
 from advdiff_core.hooks.images import ImageGrids
 from advdiff_core.hooks.jsonl import JsonLines
 from advdiff_core.hooks.pictures import grid_png, points_png, rows_png
-from advdiff_core.hooks.progress import Progress, Speed, clock, plain_line, shown_metrics
+from advdiff_core.hooks.progress import (
+    Progress,
+    Speed,
+    clock,
+    plain_line,
+    shown_metrics,
+    validation_line,
+)
 from advdiff_core.hooks.specs import RunInfo
 from advdiff_core.types import DataInfo, Domain
 
@@ -97,7 +105,7 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(
     for nimg in range(10, 1001, 10):
         progress.metrics_logged(run, nimg, {"loss/denoise": 0.5})
     progress.checkpoint_saved(1000, tmp_path / "checkpoints" / "1000")
-    progress.run_finished(run)
+    progress.run_finished(run, RunResult(run=run.folder, nimg=1000, seconds=1.0, metrics={}))
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.replace("\n", "").isprintable()
@@ -136,7 +144,7 @@ def test_progress_survives_a_stderr_that_is_gone(
     progress, run = Progress(), run_info(tmp_path)
     progress.run_started(run)
     progress.metrics_logged(run, 500, {})
-    progress.run_finished(run)
+    progress.run_finished(run, RunResult(run=run.folder, nimg=1000, seconds=1.0, metrics={}))
 
 
 def test_json_lines_record_each_tick_through_the_run(tmp_path: Path) -> None:
@@ -218,3 +226,45 @@ def test_image_grids_are_named_by_images_seen(tmp_path: Path) -> None:
     ImageGrids().images_ready(run, 128, {"samples": torch.ones(2, 1, 8, 8)})
     page = pixels((tmp_path / "images" / "000000128.png").read_bytes())
     assert page[12 + 24, 12].tolist() == [255, 255, 255]
+
+
+def test_progress_tells_each_validation_the_deciding_number_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Every measurement has its line, however soon after another one."""
+    recipe = {"validate": {"best": "robust"}}
+    run = run_info(tmp_path, recipe=recipe)
+    numbers = {"validate/accuracy": 0.75, "validate/robust": 0.5}
+    assert validation_line(run, 2000, numbers) == (
+        "validation at 2,000 images: robust 0.5  accuracy 0.75"
+    )
+    progress = Progress()
+    progress.run_started(run)
+    for nimg in (0, 10):
+        progress.metrics_logged(run, nimg, numbers)
+    assert capsys.readouterr().err.count("validation at") == 2
+
+
+def test_progress_tells_validations_above_the_bar(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a terminal the line stays, and the bar goes on below it."""
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    run = run_info(tmp_path)
+    progress = Progress()
+    progress.run_started(run)
+    progress.metrics_logged(run, 500, {"validate/accuracy": 0.75})
+    progress.run_closed()
+    assert "validation at 500 images: accuracy 0.75" in screen.getvalue()
+
+
+def test_progress_counts_the_images_that_a_run_saw_that_ended_early(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Not those of its recipe."""
+    progress, run = Progress(), run_info(tmp_path)
+    progress.run_started(run)
+    progress.run_finished(run, RunResult(run=tmp_path, nimg=400, seconds=1.0, metrics={}))
+    assert "400 images in" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 @click.command("evaluate")
 @options.run
-@click.option(
-    "--checkpoint", metavar="NIMG", type=click.IntRange(min=0),
-    help="Use the checkpoint of so many images instead of the newest.",
-)  # fmt: skip
+@options.checkpoint
 @click.option(
     "--attack", "attacks", metavar="NAME", multiple=True,
     help="Attack the run instead: a name, or a table such as '{use=\"pgd\", steps=40}'. May be "
@@ -102,7 +99,7 @@ if TYPE_CHECKING:
 def command(  # noqa: PLR0913 - one argument per option.
     site: Site,
     run: Path,
-    checkpoint: int | None,
+    checkpoint: int | Literal["best"] | None,
     attacks: tuple[str, ...],
     settings: tuple[str, ...],
     norm: str,
@@ -159,7 +156,9 @@ def command(  # noqa: PLR0913 - one argument per option.
         _measure(trained, run, as_json=as_json)
 
 
-def _opened(run: Path, checkpoint: int | None, overrides: tuple[str, ...]) -> Trained:
+def _opened(
+    run: Path, checkpoint: int | Literal["best"] | None, overrides: tuple[str, ...]
+) -> Trained:
     """The run; tells of checkpoints that were skipped."""
     from advdiff_core.engine.api import open_trained
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -40,10 +40,7 @@ SHOWN = 256
     "--to", type=click.Choice(["files", "shards"]), default="files", show_default=True,
     help="A picture and a file of tensors, or a data set in shards, which can be resumed.",
 )  # fmt: skip
-@click.option(
-    "--checkpoint", metavar="NIMG", type=click.IntRange(min=0),
-    help="Use the checkpoint of so many images instead of the newest.",
-)  # fmt: skip
+@options.checkpoint
 @click.option(
     "--labels", "--classes", metavar="A-B",
     help="Class labels, repeated over the samples; drawn by the seeds if left out, all in turn for "
@@ -80,7 +77,7 @@ def command(  # noqa: PLR0913 - one argument per option.
     seeds: str | None,
     out: Path | None,
     to: str,
-    checkpoint: int | None,
+    checkpoint: int | Literal["best"] | None,
     labels: str | None,
     ema: int | None,
     batch: int,

@@ -83,6 +83,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "robust": dict(record.robust),
         "last": dict(record.rows[-1]) if record.rows else {},
         "checkpoints": record.checkpoints,
+        "best": record.standing.as_json() if str(record.standing) else {},
         "provenance": record.provenance,
         "problems": record.problems,
     }
@@ -95,9 +96,9 @@ def _print_run(record: RunRecord) -> None:
         ("images", _how_far(record)),
         ("checkpoint", f"{record.checkpoints[0]:,}" if record.checkpoints else "none"),
     ]
-    if record.rows:
-        last = record.rows[-1].items()
-        facts += [(key, number(value)) for key, value in last if key.startswith("loss")]
+    if str(record.standing):
+        facts.append(("best", escape(record.standing)))
+    facts += [(key, number(value)) for key, value in _losses(record).items()]
     emit(shown(record.folder))
     emit(table(facts, indent="  "))
     if record.metrics:
@@ -108,6 +109,15 @@ def _print_run(record: RunRecord) -> None:
         emit(f"  problem: {escape(problem, limit=600)}")
     if record.state == "stopped":
         emit(f"go on with: advdiff train --resume {quoted(record.folder)}")
+
+
+def _losses(record: RunRecord) -> dict[str, Any]:
+    """Losses of the newest line of the log that has any."""
+    for row in reversed(record.rows):
+        found = {key: value for key, value in row.items() if key.startswith("loss")}
+        if found:
+            return found
+    return {}
 
 
 def _how_far(record: RunRecord) -> str:

@@ -12,6 +12,7 @@ from advdiff_core.cli.app import Site
 from advdiff_core.cli.environment import catalogue, load_hooks
 from advdiff_core.cli.measured import measured, measured_json
 from advdiff_core.cli.output import emit, emit_json, number, quoted, say_warnings, shown, table
+from advdiff_core.engine.best import BEST, Standing
 from advdiff_core.engine.launched import note_folder, speaks
 from advdiff_core.errors import UsageError
 from advdiff_core.hooks.progress import clock
@@ -116,6 +117,7 @@ def _print(result: RunResult, as_json: bool) -> None:
         emit_json({
             "run": result.run, "nimg": result.nimg, "seconds": result.seconds,
             **measured_json(result.evaluation), "metrics": result.metrics,
+            "best": dict(result.best),
         })  # fmt: skip
         return
     emit(f"{shown(result.run)}: {result.nimg:,} images, {clock(result.seconds)}")
@@ -124,4 +126,7 @@ def _print(result: RunResult, as_json: bool) -> None:
         emit(table([(name, number(value)) for name, value in losses.items()], indent="  "))
     if result.evaluation.get("metrics"):
         emit(measured(result.evaluation))
+    if result.best.get("value") is not None:
+        emit(f"best {Standing(**result.best)}: measure it by --checkpoint best, start from it by")
+        emit(f"  init = {str(result.run / BEST)!r}")
     emit(f"next: advdiff report {quoted(result.run)}")
