@@ -109,7 +109,7 @@ class _Parts:
             message = f"text_encoder{end} of {self.model} is a {name}"
             fix = f"take a pipeline whose text encoders are {', '.join(READ)}"
             raise UsageError(message, where="MODEL", fix=fix)
-        words: Any = transformers.T5TokenizerFast if end == "_3" else transformers.CLIPTokenizer
+        words: Any = getattr(transformers, "T5TokenizerFast" if end == "_3" else "CLIPTokenizer")
         encoder: Any = getattr(transformers, name)
         tokenizer = self._part(words.from_pretrained, f"tokenizer{end}")
         net = self._part(encoder.from_pretrained, f"text_encoder{end}", use_safetensors=True)
