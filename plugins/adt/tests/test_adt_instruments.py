@@ -314,9 +314,19 @@ def fault_of(make: Callable[[], object]) -> Any:
         (DiscriminatorAccuracy, {"judge": "critic"}, "judge", "'critic' is no role of this recipe"),
         (DiscriminatorAccuracy, {"judge": "student"}, "judge", "is a denoiser, wanted a discrimin"),
         (RolloutGradients, {"judge": "classifier"}, "judge", "is a network without parametrizat"),
-        (RolloutGradients, {"role": "discriminator"}, "role", "is a discriminator, wanted a denoiser"),
+        (
+            RolloutGradients,
+            {"role": "discriminator"},
+            "role",
+            "is a discriminator, wanted a denoiser",
+        ),
         (RolloutGradients, {"decoder": "student"}, "decoder", "is a denoiser, wanted a network wi"),
-        (DiscriminatorHacking, {"before": "discriminator", "metric": spread()}, "before", "discriminator"),
+        (
+            DiscriminatorHacking,
+            {"before": "discriminator", "metric": spread()},
+            "before",
+            "discriminator",
+        ),
     ],
 )
 def test_roles_of_another_kind_are_refused(cls: Any, keys: Any, key: str, words: str) -> None:
