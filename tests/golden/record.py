@@ -22,12 +22,23 @@ from advdiff_core.engine.golden import first_steps
 _TEACHER = ["models.teacher.channels=16", "models.teacher.blocks=1"]
 _STUDENT = ["models.student.depth=10", "models.student.width=1"]
 _ENCODER = '{use="ddpmpp-unet", channels=16, blocks=1}'
+_NOISY = [*_STUDENT, f"models.teacher.denoiser={_ENCODER}"]
+_ALONE = (
+    "cifar10-at", "cifar10-dm-at", "cifar10-dm-at-800", "cifar10-dm-at-20m", "cifar10-dm-at-50m",
+    "cifar100-at", "cifar100-dm-at",
+)  # fmt: skip
+_ALIGNED = (
+    "cifar10-dra", "cifar10-at-dra", "cifar10-dm-at-dra", "cifar10-dm-at-dra-20m",
+    "cifar100-at-dra", "cifar100-dm-at-dra",
+)  # fmt: skip
 SMALLER = {
     "cifar10-adm": ["models.student.channels=32", "models.student.blocks=1"],
     "cifar10-trades": _STUDENT,
     "cifar10-diffusion-encoder": [f"models.student.denoiser={_ENCODER}"],
-    "cifar10-dra": [*_STUDENT, *_TEACHER],
-    "cifar10-dra-noisy-teacher": [*_STUDENT, f"models.teacher.denoiser={_ENCODER}"],
+    **dict.fromkeys(_ALONE, _STUDENT),
+    **{name: [*_STUDENT, *_TEACHER] for name in _ALIGNED},
+    "cifar10-dra-noisy-teacher": _NOISY,
+    "cifar10-dm-at-dra-noisy-teacher": _NOISY,
     "cifar10-noisy-classifier": [f"models.student.denoiser={_ENCODER}"],
 }
 #: Stable Diffusion in small: the arguments of its networks.
@@ -52,16 +63,25 @@ def shipped() -> list[Path]:
 
 
 def stand_in(folder: Path) -> None:
-    """Random pictures in the binary form of CIFAR-10, for recipes whose users bring the files."""
-    inside = folder / "cifar-10-batches-bin"
-    inside.mkdir(parents=True)
+    """Random pictures in the forms of CIFAR and of shards, for recipes whose users bring them."""
     draws = np.random.default_rng(0)
-    for name in (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"):
-        rows = draws.integers(0, 256, (8, 3073), dtype=np.uint8)
-        rows[:, 0] %= 10
-        (inside / name).write_bytes(rows.tobytes())
-
+    ten = (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin")
+    _write_cifar(folder / "cifar-10-batches-bin", ten, draws, labels=1)
+    _write_cifar(folder / "cifar-100-binary", ("train.bin", "test.bin"), draws, labels=2)
+    image = draws.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "synthetic.npz", image=image, label=np.arange(16) % 10)
     save_file({"prompts": torch.from_numpy(_prompts())}, folder / "prompts.safetensors")
+
+
+def _write_cifar(
+    folder: Path, names: tuple[str, ...], draws: np.random.Generator, *, labels: int
+) -> None:
+    """Eight pictures a file, in the binary form, each behind so many bytes of labels."""
+    folder.mkdir(parents=True)
+    for name in names:
+        rows = draws.integers(0, 256, (8, 3072 + labels), dtype=np.uint8)
+        rows[:, :labels] %= 10
+        (folder / name).write_bytes(rows.tobytes())
 
 
 def _prompts() -> np.ndarray:
@@ -85,18 +105,28 @@ def _stable_diffusion(folder: Path) -> list[str]:
 
 
 def data_table(path: Path) -> dict[str, object]:
-    """The table `data` of a recipe, with what it inherits from a file beside it."""
+    """The table `data` of a recipe, with what it inherits from files beside it."""
     recipe = tomli.loads(path.read_text())
-    base = path.parent / recipe.get("extends", "")
-    return {**(data_table(base) if base.is_file() else {}), **recipe.get("data", {})}
+    named = recipe.get("extends", [])
+    bases = [path.parent / name for name in ([named] if isinstance(named, str) else named)]
+    found: dict[str, object] = {}
+    for base in bases:
+        found |= data_table(base) if base.is_file() else {}
+    return {**found, **recipe.get("data", {})}
 
 
 def overrides(path: Path, folder: Path) -> list[str]:
     """What a recipe needs to run on the stand-in, in seconds; data of its own stay."""
-    brings = "path" not in data_table(path)
-    stand_in = [] if brings else [f"data.path={folder}", "evaluate.metrics=[]"]
     small = _stable_diffusion(folder) if path.stem.startswith("lcm-sd15") else []
-    return [*stand_in, *SMALLER.get(path.stem, ()), *small]
+    return [*_sources(data_table(path), folder), *SMALLER.get(path.stem, ()), *small]
+
+
+def _sources(table: dict[str, object], folder: Path) -> list[str]:
+    """Overrides that name the stand-in, where a recipe leaves its data to the user."""
+    if table.get("use") == "mixture":
+        real, made = f"data.real.path={folder}", f"data.synthetic.path={folder}/synthetic.npz"
+        return [real, made, "evaluate.metrics=[]"]
+    return [f"data.path={folder}", "evaluate.metrics=[]"] if "path" in table else []
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def test_the_recipe_of_the_paper_plans_the_truncated_teacher(
     assert roles["target"]["macs"] / roles["teacher"]["macs"] == pytest.approx(0.333, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["digits-dra", "cifar10-dra"])
+@pytest.mark.parametrize("name", ["digits-dra", "parts/dra-edm"])
 def test_what_the_paper_does_not_say_is_marked_as_ours(name: str) -> None:
     """Noise level and weight: the line that sets one says whose choice it is."""
     lines = (RECIPES / f"{name}.toml").read_text().splitlines()
