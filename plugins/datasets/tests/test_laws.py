@@ -71,6 +71,11 @@ def spread(folder: Path) -> dict[str, Any]:
     return {**subset(folder), "count": 4, "choose": "even"}
 
 
+def held_out(folder: Path) -> dict[str, Any]:
+    """All but the first three of nine."""
+    return {"of": {"use": "npz-shards", **npz_shards(folder)}, "skip": 3, "choose": "first"}
+
+
 def smaller(folder: Path) -> dict[str, Any]:
     """Five images, averaged down to a size that does not divide the border's."""
     return {**mnist(folder), "size": 13}
@@ -131,7 +136,7 @@ EXAMPLES = {
     "dataset:imagenet-folder": [imagenet],
     "dataset:lsun": [lsun],
     "dataset:mnist": [mnist, smaller],
-    "dataset:subset": [subset, spread],
+    "dataset:subset": [subset, spread, held_out],
     "dataset:webdataset": [webdataset],
 }
 
