@@ -19,6 +19,10 @@ SUITES = (
     "atdiff",
     "dra",
     "dra_teacher",
+    "samplers",
+    "diffusion",
+    "attacks",
+    "checkpoint",
 )
 
 
