@@ -19,7 +19,7 @@ from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.followers import Follower
 from advdiff_core.engine.initial import load_init
 from advdiff_core.engine.lr import LearningRate
-from advdiff_core.engine.parts import Maker, data_parts, make
+from advdiff_core.engine.parts import DataParts, Maker, data_parts, make
 from advdiff_core.engine.players import Player, Term
 from advdiff_core.engine.source import Source
 from advdiff_core.engine.trained import trained_as, trained_on
@@ -108,7 +108,7 @@ def assemble(
     parts = data_parts(maker)
     source, augment, schedule = parts.source, parts.augment, parts.schedule
     compute = choose_compute(recipe.run, source.info, world or World(), device=device)
-    roles = _roles(maker, schedule)
+    roles = _roles(maker, parts)
     check_roles(augment, roles, source.info)
     _check_guidance(recipe, roles)
     for role in roles.values():
@@ -152,15 +152,16 @@ def _check_readers(scene: Scene, plans: Sequence[Plan]) -> None:
             view.perturbation.check_readers(infos)
 
 
-def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
+def _roles(maker: Maker, parts: DataParts) -> dict[str, Role]:
     roles: dict[str, Role] = {}
-    recipe = maker.recipe
+    recipe, schedule = maker.recipe, parts.schedule
     owners = {role: name for name, player in recipe.players.items() for role in player.models}
     for name, model in _in_order(recipe.models):
         owner = None if model.frozen else owners.get(name)
         wear = _wear(model, schedule)
         c_noise = _c_noise_range(wear, schedule) if wear else (0.0, 1000.0)
-        built = make(model.spec, evolve(maker.build, c_noise=c_noise))
+        data = parts.source.pictures if model.sees == "pictures" else parts.source.info
+        built = make(model.spec, evolve(maker.build, c_noise=c_noise, data=data))
         module = cast("ModuleComponent", built)
         taps = module.taps if isinstance(module, Backbone) else {}
         info = ModelInfo(
@@ -175,7 +176,7 @@ def _roles(maker: Maker, schedule: NoiseSchedule) -> dict[str, Role]:
             double_backward=_differentiates_twice(module),
         )  # fmt: skip
         if model.init:
-            maker.inits[name] = load_init(module, name, model.init, maker.build.data)
+            maker.inits[name] = load_init(module, name, model.init, data)
         # A target network shares the masks of the role that it averages.
         module.train(owner is not None or model.follow is not None)
         if owner is None:
@@ -246,7 +247,7 @@ def bare_role(recipe: Recipe, role: str) -> tuple[nn.Module, Build]:
     model: Any = recipe.models[role]
     alone = evolve(model, init=None, compile=False)
     maker = Maker.of(evolve(recipe, models={role: alone}))
-    module = _roles(maker, data_parts(maker).schedule)[role].module
+    module = _roles(maker, data_parts(maker))[role].module
     return module, maker.build
 
 

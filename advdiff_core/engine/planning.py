@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from attrs import frozen
 
 from advdiff_core.engine.assemble import Experiment
-from advdiff_core.engine.size import macs_of, macs_words, parameters_of
-from advdiff_core.step.plan import StepCost, rehearse
+from advdiff_core.engine.flops import MAX_CYCLE, step_cost, flops_per_image
+from advdiff_core.engine.size import flops_words, macs_of, macs_words, parameters_of
+from advdiff_core.interfaces.module import ModuleComponent
+from advdiff_core.step.plan import StepCost
 from advdiff_core.types import Cost
 
 __all__ = ["PlanReport", "plan_experiment", "step_cost"]
-
-#: Longest cycle of `every` settings that the average is taken over.
-MAX_CYCLE = 240
 
 
 @frozen(kw_only=True)
@@ -30,7 +29,7 @@ class PlanReport:
             be counted, and for all if nobody asked.
         taps: Taps asked for, by forward.
         players: Player, its roles, terms, `every` and `passes`.
-        micro: Whether graphs are shared between players (not with micro-batches).
+        flops: Operations per image of training; None where they were not or cannot be counted.
     """
 
     step: StepCost
@@ -39,6 +38,7 @@ class PlanReport:
     macs: dict[str, int | None] | None
     taps: dict[str, tuple[str, ...]]
     players: list[dict[str, Any]]
+    flops: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object `advdiff plan --json` prints."""
@@ -63,7 +63,9 @@ class PlanReport:
             {"query": query, "role": role, "forwards": count}
             for query, role, count in self.step.queries
         ]
-        return {"roles": roles, "queries": queries, "taps": self.taps, "players": self.players}
+        counted = {} if self.flops is None else {"flops_per_image": self.flops}
+        said = {"queries": queries, "taps": self.taps, "players": self.players}
+        return {"roles": roles, **said, **counted}
 
     def _size(self, name: str) -> str:
         macs = None if self.macs is None else self.macs[name]
@@ -80,6 +82,8 @@ class PlanReport:
                 f"{_many(cost.parameter_backwards, 'parameter backward')} "
                 f"({self._size(name)})"
             )
+        if self.flops is not None:
+            lines.append(f"  {flops_words(self.flops)} per image of training")
         lines.append("forwards in order:")
         lines += [f"  {role} x{count}  {query}" for query, role, count in self.step.queries]
         for forward, taps in sorted(self.taps.items()):
@@ -92,25 +96,6 @@ class PlanReport:
                 f"every {player['every']} steps, {_many(player['passes'], 'pass', 'passes')}"
             )
         return lines
-
-
-def step_cost(
-    experiment: Experiment, *, index: int = 0, nimg: int | None = None, share: bool = True
-) -> StepCost:
-    """Passes of step `index`; with `nimg` given, of the terms active then."""
-    due = [
-        player.name
-        for player in experiment.players
-        if index % player.every == 0 and (nimg is None or player.due(index, nimg))
-    ]
-    plans = [experiment.plan, *experiment.fresh_plans.values()]
-    costs = [rehearse(plan, due, share=share) for plan in plans]
-    whole = StepCost()
-    for cost in costs:
-        whole.queries += cost.queries
-        for role, passes in cost.roles.items():
-            whole.add(role, passes)
-    return whole
 
 
 def plan_experiment(experiment: Experiment, *, macs: bool = False) -> PlanReport:
@@ -129,6 +114,7 @@ def plan_experiment(experiment: Experiment, *, macs: bool = False) -> PlanReport
         parameters={name: parameters_of(role.module) for name, role in roles.items()},
         macs=_macs(experiment) if macs else None,
         taps=_taps(experiment),
+        flops=flops_per_image(experiment) if macs else None,
         players=[
             {
                 "name": player.name,
@@ -143,12 +129,12 @@ def plan_experiment(experiment: Experiment, *, macs: bool = False) -> PlanReport
 
 
 def _macs(experiment: Experiment) -> dict[str, int | None]:
-    return {
-        name: macs_of(
-            role.module, role.info.kind, experiment.source.info, levels=role.wear is not None
-        )
-        for name, role in experiment.scene.roles.items()
-    }
+    found = {}
+    for name, role in experiment.scene.roles.items():
+        told = cast("ModuleComponent", role.module).build.data
+        data, levels = told or experiment.source.info, role.wear is not None
+        found[name] = macs_of(role.module, role.info.kind, data, levels=levels)
+    return found
 
 
 def _taps(experiment: Experiment) -> dict[str, tuple[str, ...]]:

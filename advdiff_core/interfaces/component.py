@@ -85,7 +85,8 @@ class Build:
         path: Dotted key of the component's table, for example "terms.equivariance".
         seed: Seed of the run.
         images: Length of the run.
-        data: The dataset's description; None while the dataset itself is built.
+        data: The dataset's description; None while the dataset itself is built. A model that
+            `sees` pictures, and a metric, is told of these where samples are latents.
         schedule: The noise schedule; None in recipes without one.
         times: What draws the training times, where the recipe names one.
         models: Model roles by name.

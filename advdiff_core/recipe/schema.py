@@ -178,6 +178,10 @@ class Model:
         " the first step",
     )
     init: Path | None = setting(None, help="run, checkpoint, imported model or safetensors file")
+    sees: Literal["samples", "pictures"] = setting(
+        "samples",
+        help="what it is built for: the samples of the data, or the pictures that latents stand for",
+    )
     frozen: bool = setting(False, help="never trained")
     follow: Follow | None = setting(
         None, help="not trained but an average of the weights of another role"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, frozen
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from advdiff_core.errors import ContractError
@@ -181,7 +181,7 @@ class RoleNetwork:
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Around the forward, and around the one that a backward runs again."""
-        return nullcontext(), statistics_kept(self.role.module)
+        return nullcontext(), _StatisticsKept(self.role.module)
 
     def _frozen_call(self, *, statistics: bool) -> Callable[..., Any]:
         """The forward with its parameters frozen, also when a backward recomputes it."""
@@ -221,6 +221,25 @@ def _backward_counter(role: Role, step: TrainStep) -> Callable[[Tensor], None]:
             role.count(Cost(input_backwards=1))
 
     return count
+
+
+class _StatisticsKept(AbstractContextManager[None]):
+    """`statistics_kept` that can be entered again: a double backward runs a forward twice.
+
+    Args:
+        module: The network.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self.entered.append(statistics_kept(self.module))
+        self.entered[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered.pop().__exit__(*error)
 
 
 def _grad(mode: _Mode) -> Any:

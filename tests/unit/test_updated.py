@@ -10,10 +10,12 @@ import torch
 from advdiff_toys.networks import ToyCritic, ToyNet
 from advdiff_toys.terms import ToyFool, ToyJudge
 
+from advdiff_core.datasets.points import TwoMoons
 from advdiff_core.engine.assemble import assemble
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.trainer import Trainer
+from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.recipe import load_recipe
@@ -110,19 +112,15 @@ def test_models_are_built_in_an_order_in_which_judges_may_run_backbones() -> Non
     assert set(judge.build.models) == {"student"}
 
 
-class Once(ToyNet.__base__):  # type: ignore[misc]
+class Once(Backbone):
     """A backbone whose gradient has no gradient."""
 
     supports_double_backward = False
 
-    def __init__(self, settings: object, build: Build) -> None:
-        super().__init__(settings, build)
-        self.taps_of: dict[str, Any] = {}
-
     @property
     def taps(self) -> dict[str, Any]:
         """None."""
-        return self.taps_of
+        return {}
 
     def forward(self, x: Any, *_: object, **__: object) -> Any:
         """Never run."""
@@ -139,3 +137,20 @@ def test_terms_know_which_networks_have_second_derivatives() -> None:
     made = build_stage(data=DataInfo(shape=(3,), count=9), models=models)
     found = {name: info.double_backward for name, info in made.build.models.items()}
     assert found == {"student": True, "once": False, "judge": True}
+
+
+def test_a_model_may_be_built_for_the_pictures_that_latents_stand_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A judge of decoded images, and what it runs; others see the samples."""
+    pictures = DataInfo(shape=(3, 4, 4), count=90)
+    monkeypatch.setattr(TwoMoons, "pictures", property(lambda _: pictures))
+    made = assemble(load_recipe(PLAYERS, overrides=["models.judge.sees=pictures"]))
+    judge, student = (made.scene.roles[name].module for name in ("judge", "student"))
+    assert judge.build.data == pictures
+    assert judge.net[0].in_features == 48
+    assert student.build.data.shape == made.build.data.shape == (2,)
+    # Samples that are shown as they are, are the pictures.
+    monkeypatch.undo()
+    made = assemble(load_recipe(PLAYERS, overrides=["models.judge.sees=pictures"]))
+    assert made.scene.roles["judge"].module.build.data.shape == (2,)
