@@ -84,6 +84,10 @@ EXAMPLES = {
         {"severities": [1, 5], "kinds": ["contrast", "shot-noise"]},
         {"severities": [3], "kinds": ["jpeg"], "batch": 7},
     ],
+    "metric:robust-accuracy": [
+        {"attack": {"use": "pgd", "steps": 3}, "batch": 7},
+        {"attack": {"use": "fgsm"}, "norm": "l2", "eps": 0.5},
+    ],
     **{f"corruption:common:{name}": [{"severity": 4}, {"fraction": 0.4}] for name in KINDS},
 }
 
