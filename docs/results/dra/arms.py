@@ -15,7 +15,7 @@ from teachers import teacher
 
 __all__ = [
     "ARMS", "EPS", "FRACTION", "IMAGES", "NOISY", "SEEDS", "SIGMA", "STEPS", "SYNTHETIC", "TAP",
-    "WEIGHT", "Arm", "attacked", "noisy", "real", "train",
+    "WEIGHT", "Arm", "attacked", "frozen", "noisy", "real", "train",
 ]  # fmt: skip
 
 IMAGES, BATCH = 102_400, 64
@@ -91,7 +91,7 @@ def trades(given: Any, seed: int) -> dict[str, Any]:
     """Keys of what is trained by TRADES."""
     return {
         **common(given), "run.images": IMAGES, "run.seed": seed,
-        "models.student.depth": 10, "models.student.width": 1,
+        "schedule": {"use": "vp-linear"}, "models.student.depth": 10, "models.student.width": 1,
         "views.adv.perturb.attack.steps": 3, "views.adv.perturb.attack.step": "4/255",
         "players.student.optimizer.lr": 0.1,
         "players.student.ema": [{"rate": 0.995, "after": IMAGES // 40}],
@@ -116,16 +116,20 @@ def aligned(lab: Lab, given: Any, name: str, sigma: float, weight: float) -> dic
         encoder = {"use": "diffusion-classifier", "parametrization": "none", "denoiser": UNET}
         told = {"tap": TAP, "sigma": SIGMA, "noise": "none"}
         return {
-            **keys,
+            **keys, "schedule": {"use": "edm"},
             "models.teacher": {**encoder, **told, "frozen": True, "init": noisy(lab, given)},
             "models.target": {**target, "use": "noisy-classifier-features", "tap": "pooled"},
-        }
-    unet = {**UNET, "parametrization": "v", "conditional": True, "label_dropout": 0.1}
+        }  # fmt: skip
     return {
-        **keys, "schedule": {"use": "vp-linear"},
-        "models.teacher": {**unet, "frozen": True, "init": teacher(lab, given, name)},
+        **keys, "models.teacher": frozen(lab, given, name),
         "models.target": {**target, "use": "diffusion-features", "tap": TAP, "condition": "label"},
     }  # fmt: skip
+
+
+def frozen(lab: Lab, given: Any, name: str) -> dict[str, Any]:
+    """The table of a teacher, as a model that is not trained."""
+    told = {"parametrization": "v", "conditional": True, "label_dropout": 0.1}
+    return {**UNET, **told, "frozen": True, "init": teacher(lab, given, name)}
 
 
 def attacked(  # noqa: PLR0913 - which attack, at which radius, on how many images.

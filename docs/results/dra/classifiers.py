@@ -12,6 +12,7 @@ trained by several processes at once.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from arms import ARMS, BATCH, EPS, FRACTION, IMAGES, SEEDS, STEPS, SYNTHETIC, attacked, train
@@ -19,6 +20,17 @@ from here import Lab, arguments, open_lab
 
 FAST = '{use = "autoattack", version = "fast"}'
 NAME = "fast"
+
+
+def verdicts(folder: Path) -> str:
+    """A digit for each image in order: 1 if no attack broke it, for comparisons in pairs."""
+    lines = (folder / "examples.jsonl").read_text().splitlines()
+    return "".join(str(int(json.loads(line)["eps"][0]["worst"] == "right")) for line in lines)
+
+
+def seconds(run: Path) -> float:
+    """How long a run took."""
+    return float(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"])
 
 
 def finished(lab: Lab) -> dict[str, dict[str, Any]]:
@@ -32,7 +44,10 @@ def finished(lab: Lab) -> dict[str, dict[str, Any]]:
                     metrics = lab.measure(run, {})["metrics"]
                     attack = json.loads(report.read_text())
                     kept = {key: attack[key] for key in ("clean", "curve", "stages", "flags")}
-                    found[arm][str(seed)] = {"metrics": metrics, "attack": kept}
+                    found[arm][str(seed)] = {
+                        "metrics": metrics, "attack": kept, "robust": verdicts(report.parent),
+                        "seconds": seconds(run),
+                    }  # fmt: skip
     return found
 
 

@@ -28,7 +28,7 @@ def sweep(given: Any) -> dict[str, Any]:
         "use": "probe-sweep", "role": "student", "taps": TAPS, "sigmas": SIGMAS,
         "train_images": IMAGES, "data": real(given, split="test"), "images": 2_000,
     }  # fmt: skip
-    return {"evaluate.metrics": [metric], "sample.steps": 1, "evaluate.num": 1}
+    return {"evaluate.metrics": [metric], "sample.steps": 1, "evaluate.num": 2}
 
 
 def main() -> None:
