@@ -33,10 +33,10 @@ HEAD = f"""# DRA: what was measured
 
 Written by `docs/results/dra/page.py`. Small-scale: minutes of one CPU core per run, images of
 {SIZE} pixels and a network of 0.08 M parameters, where the paper trains wide resnets and
-transformers for days on GPUs. What the paper states and what is ours is in the README of advdiff-dra. The hypothesis
-is the paper's: alignment raises clean and robust accuracy, from 84.33 / 55.25 to 88.54 / 57.29
-without synthetic images (WRN-34-10), from 91.12 / 63.35 to 92.36 / 64.12 with a million of them
-(WRN-28-10).
+transformers for days on GPUs. What the paper states and what is ours is in the README of
+advdiff-dra. The hypothesis is the paper's: alignment raises clean and robust accuracy, from
+84.33 / 55.25 to 88.54 / 57.29 without synthetic images (WRN-34-10), from 91.12 / 63.35 to
+92.36 / 64.12 with a million of them (WRN-28-10).
 """
 
 
@@ -62,8 +62,8 @@ def teachers(out: Path) -> list[str]:
         "A small U-Net, read as v. The averaged weights of a plain run without labels got an",
         f"embedding of classes that starts at zero, and were trained on {found['labelled']:,}",
         "images with labels (a tenth left out); each teacher goes on from there, with as many",
-        "optimizer updates. Squared Frechet distance of 1,000 samples (DDIM, 50 steps) to the first",
-        "10,000 training images, in the 64 pooled features of a ResNet-56 trained on clean",
+        "optimizer updates. Squared Frechet distance of 1,000 samples (DDIM, 50 steps) to the",
+        "first 10,000 training images, in the 64 pooled features of a ResNet-56 trained on clean",
         "CIFAR-10, images resized to its 32 pixels; this is no FID.", "",
     ]  # fmt: skip
     rows = [
@@ -96,8 +96,8 @@ def classifiers(out: Path) -> list[str]:
         f"teacher (DPM-Solver++, {found['steps']} evaluations, no selection). DRA: `mid.1` of the",
         "teacher, lambda 0.5, sigma 0.06. The noisy-input teacher is the same encoder, trained on",
         f"{NOISY:,} noised images to tell classes. Clean accuracy on all 10,000 test images,",
-        "robust accuracy under auto-PGD on the cross-entropy, then targeted auto-PGD (the first two of",
-        "AutoAttack: an upper bound of what all four leave, table 3) on the first 1,000. In per",
+        "robust accuracy under auto-PGD on the cross-entropy, then targeted auto-PGD (the first",
+        "two of AutoAttack: an upper bound of what all four leave, table 3) on the first 1,000. In per",
         "cent, mean and range over seeds.", "",
     ]  # fmt: skip
     runs = {arm: each for arm, each in found["runs"].items() if each}
@@ -167,8 +167,8 @@ def sweeps(out: Path) -> list[str]:
     lines += made(out, f"{found['arm']}-{found['seed']}", "sweeps")
     lines += [
         f"{ARMS[found['arm']].label}, seed {found['seed']}, otherwise as in part 2, robust",
-        "accuracy under its two attacks. One seed: differences of a point are within what the images alone",
-        "leave open. Nothing above was chosen by these numbers.", "",
+        "accuracy under its two attacks. One seed: differences of a point are within what the",
+        "images alone leave open. Nothing above was chosen by these numbers.", "",
     ]  # fmt: skip
     rows = [
         [

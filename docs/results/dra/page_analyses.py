@@ -15,7 +15,7 @@ TEACHERS = {
     "plain": "plain", "robustadv": "Robustadv", "atdiff": "AT_Diff, free",
     "noisy": "noisy-input classifier",
 }  # fmt: skip
-#: What the paper's table of dimensions says (CIFAR-10, U for unknown network): CLS-95, CLS-99, robust.
+#: What the paper's table of dimensions says (CIFAR-10): CLS-95, CLS-99, robust dimension.
 PAPER = {"at": (9, 14, 9), "at-dra": (15, 42, 22), "dm": (10, 11, 11), "dm-dra": (12, 15, 23)}
 SHOWN = {
     "uniformity": "uniformity (lower: more uniform)", "alignment": "alignment (lower: nearer)",
@@ -24,6 +24,7 @@ SHOWN = {
     "probe_accuracy": "linear probe", "probe_robust_accuracy_8": "linear probe, attacked at 8/255",
     "sae_fvu_k4": "sparse codes, FVU, k = 4", "sae_fvu_k16": "sparse codes, FVU, k = 16",
 }  # fmt: skip
+HEADS = ("noise_head_single", "noise_head_eot")
 ROBUST = "probe_robust_accuracy_"
 
 
@@ -33,8 +34,8 @@ def probes() -> list[str]:
     if found is None:
         return ["The sweep of probes (`probes.py`) was not run for want of time.", ""]
     lines = [
-        "Where they read best: accuracy of linear probes on training images that were not fitted, in",
-        "per cent, features at a tap, no label told.", "",
+        "Where they read best: accuracy of linear probes on training images that were not fitted,",
+        "in per cent, features at a tap, no label told.", "",
     ]  # fmt: skip
     rows = [
         [TEACHERS[name], tap, *(f"{100 * one[f'probe_{tap}_{sigma:g}']:.1f}" for sigma in sigmas)]
@@ -49,8 +50,8 @@ def probes() -> list[str]:
     if noisy:
         accuracy = 100 * noisy["metrics"]["accuracy"]
         lines += [
-            f"The noisy-input classifier names {accuracy:.1f} % of the clean test images rightly by",
-            "its own head.", "",
+            f"The noisy-input classifier names {accuracy:.1f} % of the clean test images rightly",
+            "by its own head.", "",
         ]  # fmt: skip
     return lines
 
@@ -104,14 +105,15 @@ def of_teachers(found: dict[str, Any]) -> list[str]:
         [
             TEACHERS[name], f"{100 * one['probe_accuracy']:.1f}",
             *(f"{100 * one[key]:.1f}" for key in radii),
-            *(f"{100 * one[key]:.1f}" if key in one else "" for key in ("noise_head_single", "noise_head_eot")),
+            *(f"{100 * one[key]:.1f}" if key in one else "" for key in HEADS),
         ]
         for name, one in models.items()
     ]  # fmt: skip
     text = [
-        f"Linear probes of the teachers at `{found['tap']}`, sigma {found['sigma']:g}, noise frozen,",
-        "no label told, in per cent; the last two columns draw new noise at each answer, attacked at",
-        "2/255 by the gradient of one draw, and by that of the mean of 20 (200 images).", "",
+        f"Linear probes of the teachers at `{found['tap']}`, sigma {found['sigma']:g}, noise",
+        "frozen, no label told, in per cent; the last two columns draw new noise at each answer,",
+        "attacked at 2/255 by the gradient of one draw, and by that of the mean of 20 (200 images).",
+        "",
     ]  # fmt: skip
     at = [f"{key.removeprefix(ROBUST)}/255" for key in radii]
     return [*text, *table(("teacher", "clean", *at, "single draw", "averaged"), rows)]
