@@ -97,8 +97,8 @@ def classifiers(out: Path) -> list[str]:
         "teacher, lambda 0.5, sigma 0.06. The noisy-input teacher is the same encoder, trained on",
         f"{NOISY:,} noised images to tell classes. Clean accuracy on all 10,000 test images,",
         "robust accuracy under auto-PGD on the cross-entropy, then targeted auto-PGD (the first",
-        "two of AutoAttack: an upper bound of what all four leave, table 3) on the first 1,000. In per",
-        "cent, mean and range over seeds.", "",
+        "two of AutoAttack: an upper bound of what all four leave, part 3) on the first 1,000.",
+        "In per cent, mean and range over seeds.", "",
     ]  # fmt: skip
     runs = {arm: each for arm, each in found["runs"].items() if each}
     rows = [

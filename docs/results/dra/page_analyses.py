@@ -112,8 +112,7 @@ def of_teachers(found: dict[str, Any]) -> list[str]:
     text = [
         f"Linear probes of the teachers at `{found['tap']}`, sigma {found['sigma']:g}, noise",
         "frozen, no label told, in per cent; the last two columns draw new noise at each answer,",
-        "attacked at 2/255 by the gradient of one draw, and by that of the mean of 20 (200 images).",
-        "",
+        "attacked at 2/255 by the gradient of one draw, and of the mean of 20 (200 images).", "",
     ]  # fmt: skip
     at = [f"{key.removeprefix(ROBUST)}/255" for key in radii]
     return [*text, *table(("teacher", "clean", *at, "single draw", "averaged"), rows)]
