@@ -1,6 +1,6 @@
 """The main table: TRADES with and without synthetic images, with and without alignment.
 
-    python docs/results/dra/classifiers.py --out RUNS --data FOLDER --base RUN [ARM ...]
+    python docs/results/dra/classifiers.py --out RUNS --data FOLDER --base RUN [ARM-SEED ...]
 
 See teachers.py for what the options name, and arms.py for what is trained. Accuracy on all test
 images, and under the first two attacks of AutoAttack (auto-PGD on the cross-entropy, then targeted)
@@ -53,18 +53,18 @@ def finished(lab: Lab) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Train and attack all that is not there yet."""
-    given = arguments(__doc__, tuple(ARMS), {"base": "plain run without labels"})
+    parts = {f"{arm}-{seed}": (arm, seed) for seed in SEEDS for arm in ARMS}
+    given = arguments(__doc__, tuple(parts), {"base": "plain run without labels"})
     lab = open_lab(given)
-    for seed in SEEDS:
-        for arm in given.parts or ARMS:
-            attacked(lab, given, train(lab, given, arm, seed), NAME, FAST)
-            lab.record(
-                "classifiers",
-                {
-                    "runs": finished(lab), "images": IMAGES, "batch": BATCH, "eps": EPS,
-                    "synthetic": SYNTHETIC, "fraction": FRACTION, "steps": STEPS,
-                },
-            )  # fmt: skip
+    for part in given.parts or parts:
+        attacked(lab, given, train(lab, given, *parts[part]), NAME, FAST)
+        lab.record(
+            "classifiers",
+            {
+                "runs": finished(lab), "images": IMAGES, "batch": BATCH, "eps": EPS,
+                "synthetic": SYNTHETIC, "fraction": FRACTION, "steps": STEPS,
+            },
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def teachers(out: Path) -> list[str]:
     lines += table(("teacher", "images", "distance"), rows)
     runs = {label: sorted(out.glob(f"[0-9]*-teacher-{key}")) for key, label in TEACHERS.items()}
     shown = {label: samples_of(each[-1]) for label, each in runs.items() if each}
-    if shown:
+    if len(shown) > 1:
         grid(shown, HERE / "dra-samples.png")
         lines += ["![Samples, DDIM, 50 steps](dra-samples.png)", ""]
     return [*lines, *probes()]

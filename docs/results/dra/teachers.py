@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 CLASSES = 10
 #: Images with labels, and of what goes on from there by each method.
-LABELLED, TUNED = 160_000, 32_000
+LABELLED, TUNED = 96_000, 32_000
 PASSES = 3
 #: As many optimizer updates as the others, in whole batches of 32.
 FREE = TUNED // PASSES // 32 * 32
