@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 from attrs import frozen
 
 from advdiff_core.engine.assemble import Experiment
-from advdiff_core.engine.flops import MAX_CYCLE, step_cost, flops_per_image
-from advdiff_core.engine.size import flops_words, macs_of, macs_words, parameters_of
-from advdiff_core.interfaces.module import ModuleComponent
+from advdiff_core.engine.flops import MAX_CYCLE, flops_per_image, role_macs, step_cost
+from advdiff_core.engine.size import flops_words, macs_words, parameters_of
 from advdiff_core.step.plan import StepCost
 from advdiff_core.types import Cost
 
@@ -112,7 +111,7 @@ def plan_experiment(experiment: Experiment, *, macs: bool = False) -> PlanReport
             name: _average([cost.roles.get(name, Cost()) for cost in costs]) for name in roles
         },
         parameters={name: parameters_of(role.module) for name, role in roles.items()},
-        macs=_macs(experiment) if macs else None,
+        macs={name: role_macs(experiment, name) for name in roles} if macs else None,
         taps=_taps(experiment),
         flops=flops_per_image(experiment) if macs else None,
         players=[
@@ -126,15 +125,6 @@ def plan_experiment(experiment: Experiment, *, macs: bool = False) -> PlanReport
             for player in experiment.players
         ],
     )
-
-
-def _macs(experiment: Experiment) -> dict[str, int | None]:
-    found = {}
-    for name, role in experiment.scene.roles.items():
-        told = cast("ModuleComponent", role.module).build.data
-        data, levels = told or experiment.source.info, role.wear is not None
-        found[name] = macs_of(role.module, role.info.kind, data, levels=levels)
-    return found
 
 
 def _taps(experiment: Experiment) -> dict[str, tuple[str, ...]]:

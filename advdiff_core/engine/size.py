@@ -18,7 +18,9 @@ from advdiff_core.draws import Draws
 from advdiff_core.interfaces.component import Build
 from advdiff_core.types import DataInfo, Domain
 
-__all__ = ["EXAMPLES", "Size", "default_size", "macs_of", "macs_words", "parameters_of"]
+__all__ = [
+    "EXAMPLES", "Size", "default_size", "flops_words", "macs_of", "macs_words", "parameters_of",
+]  # fmt: skip
 
 #: Data that `advdiff explain` builds a network for; the first that it takes.
 EXAMPLES = (
@@ -51,12 +53,27 @@ def macs_words(macs: int) -> str:
     return f"{macs} MAC"
 
 
+def flops_words(flops: float) -> str:
+    """Operations in words, for example `18.5 GFLOP`."""
+    units = ("FLOP", 1), ("kFLOP", 10**3), ("MFLOP", 10**6), ("GFLOP", 10**9), ("TFLOP", 10**12)
+    unit, size = max((one for one in units if flops >= one[1]), key=lambda one: one[1],
+                     default=units[0])  # fmt: skip
+    return f"{flops / size:.3g} {unit}"
+
+
 def parameters_of(module: nn.Module) -> int:
     """Numbers that a module learns; a tensor under two names counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def macs_of(module: nn.Module, kind: str, data: DataInfo, *, levels: bool = True) -> int | None:
+def macs_of(
+    module: nn.Module,
+    kind: str,
+    data: DataInfo,
+    *,
+    levels: bool = True,
+    stop_at: str | None = None,
+) -> int | None:
     """Multiply-accumulates of the forward of one sample in eval mode.
 
     Args:
@@ -64,6 +81,7 @@ def macs_of(module: nn.Module, kind: str, data: DataInfo, *, levels: bool = True
         kind: Its registry kind.
         data: The data it was built for.
         levels: Whether it is given a noise level, as denoisers are.
+        stop_at: Tap at which a backbone stops; None for the whole forward.
 
     Returns:
         The count; None if the forward looks at numbers, which there are none of here.
@@ -77,7 +95,7 @@ def macs_of(module: nn.Module, kind: str, data: DataInfo, *, levels: bool = True
     plain = sdpa_kernel(SDPBackend.MATH)
     try:
         with _faked(), _evaluated(module), counter, plain, torch.no_grad():
-            _run(module, kind, data, levels=levels)
+            _run(module, kind, data, levels=levels, stop_at=stop_at)
     except Exception:
         return None
     # One multiply-accumulate is two of its operations.
@@ -108,7 +126,9 @@ def default_size(component: type[Any], kind: str, settings: type[Any]) -> Size |
     return None
 
 
-def _run(module: nn.Module, kind: str, data: DataInfo, *, levels: bool) -> None:
+def _run(
+    module: nn.Module, kind: str, data: DataInfo, *, levels: bool, stop_at: str | None
+) -> None:
     held = next(module.parameters(), torch.zeros(()))
     x = torch.zeros(1, *data.shape, device=held.device)
     y = torch.zeros(1, dtype=torch.int64, device=held.device) if data.classes else None
@@ -118,7 +138,8 @@ def _run(module: nn.Module, kind: str, data: DataInfo, *, levels: bool) -> None:
         module(x, y, Draws(("size",), start=0, size=1, total=1, device=held.device))
     else:
         level: Tensor | None = torch.zeros(1, device=held.device) if levels else None
-        module(x, level, y)
+        taps = {} if stop_at is None else {"taps": (stop_at,), "stop_at": stop_at}
+        module(x, level, y, **taps)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from advdiff_core.engine.preview import preview
 from advdiff_core.engine.rundir import RunDir, save_capsule
 from advdiff_core.engine.state import is_finite
 from advdiff_core.engine.trained import denoisers_noted, samples_noted
+from advdiff_core.engine.utilisation import Utilisation
 from advdiff_core.errors import NumericsError, escape
 from advdiff_core.hooks.specs import VALIDATED
 from advdiff_core.hooks.terminal import say
@@ -40,6 +41,7 @@ class Ticks:
         provenance: Versions and hardware, stored in every checkpoint.
         saved: Images of the newest checkpoint; -1 if none.
         losses: Means of the last log tick.
+        used: How much of the machine the training uses.
     """
 
     rundir: RunDir
@@ -49,6 +51,7 @@ class Ticks:
     provenance: dict[str, Any] = field(factory=dict)
     saved: int = -1
     losses: dict[str, float] = field(factory=dict)
+    used: Utilisation = field(factory=Utilisation)
     _since: float = 0.0
     _since_nimg: int = 0
 
@@ -165,7 +168,9 @@ class Ticks:
             "images_per_s": (trainer.nimg - self._since_nimg) / seconds,
             **means,
         }
-        self._since, self._since_nimg = now, trainer.nimg
+        if trainer.world.is_main:
+            row |= self.used.of(trainer, row["images_per_s"])
+        self._since, self._since_nimg = time.monotonic(), trainer.nimg
         self.losses = means
         if trainer.world.is_main:
             self.hooks.metrics_logged(self.info, trainer.nimg, row)
@@ -174,6 +179,8 @@ class Ticks:
         if trainer.world.is_main:
             images = preview(trainer.experiment)
             self.hooks.images_ready(self.info, trainer.nimg, images)
+        # The others wait here, for as long as it takes, and not in the next step.
+        trainer.world.barrier()
         # Pictures do not count in the images per second of training.
         self._since, self._since_nimg = time.monotonic(), trainer.nimg
 

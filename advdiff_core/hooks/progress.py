@@ -70,12 +70,18 @@ def shown_metrics(metrics: Mapping[str, float], most: int = MAX_SHOWN) -> str:
     return "  ".join(f"{escape(name, limit=24)} {value:.4g}" for name, value in chosen)
 
 
+def used(metrics: Mapping[str, float]) -> str:
+    """`mfu 41 %`: model operations against the matrix rate of the machine; "" if not measured."""
+    return f"mfu {100 * metrics['mfu']:.3g} %" if "mfu" in metrics else ""
+
+
 def plain_line(run: RunInfo, nimg: int, speed: Speed, metrics: Mapping[str, float]) -> str:
     """One line of progress without any control character."""
     share = 100 * nimg // run.images if run.images else 100
     parts = [
         f"{nimg:,}/{run.images:,} images ({share} %)",
         f"{speed.rate:.3g} images/s" if speed.rate < 100 else f"{speed.rate:,.0f} images/s",
+        used(metrics),
         f"{clock(speed.left(run.images))} left",
         shown_metrics(metrics),
     ]
@@ -126,7 +132,7 @@ class Progress:
             self._bar.update(
                 self._task,
                 completed=nimg,
-                speed=f"{self._speed.rate:,.0f} images/s",
+                speed="  ".join(filter(None, (f"{self._speed.rate:,.0f} images/s", used(metrics)))),
                 left=clock(self._speed.left(run.images)),
                 losses=shown_metrics(metrics, self._room()),
             )

@@ -184,6 +184,10 @@ class Query(ABC, Generic[T_co]):
         del setup
         return {}
 
+    def trained(self, setup: Setup) -> Mapping[str, int]:
+        """How many of `forwards` a backward towards parameters passes, by role."""
+        return self.forwards(setup)
+
 
 def input_gradient(objective: Tensor, x: Tensor) -> Tensor:
     """Gradient of the summed `objective` [B] towards the input `x` [B, ...] alone, detached.

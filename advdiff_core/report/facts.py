@@ -73,6 +73,7 @@ def _machine_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     speeds = [row["images_per_s"] for row in record.rows if _is_number(row.get("images_per_s"))]
     if speeds:
         yield "speed", f"{number(round(statistics.median(speeds)))} images/s (median of log ticks)"
+    yield "model operations", _used(record)
     yield "training time", _time(record)
     yield "checkpoints", ", ".join(f"{nimg:,}" for nimg in record.checkpoints)
     yield "best", str(record.standing)
@@ -91,6 +92,18 @@ def _version_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
         changed = " (with uncommitted changes)" if git.get("changed") else ""
         yield "git", f"{git.get('commit', '')}{changed}"
     yield "recipe hash", str(lock.get("recipe_hash") or known.get("recipe_hash") or "")
+
+
+def _used(record: RunRecord) -> str:
+    """Model operations per second, and their share of what the machine multiplies."""
+    pairs = [(row.get("model_tflops"), row.get("mfu")) for row in record.rows]
+    rates = [rate for rate, _ in pairs if _is_number(rate)]
+    shares = [share for _, share in pairs if _is_number(share) and share > 0]
+    if not rates or not shares:
+        return ""
+    rate, share = statistics.median(rates), statistics.median(shares)
+    best = f"{number(rate / share)} TFLOP/s of matrix products measured here"
+    return f"{number(rate)} TFLOP/s, {100 * share:.3g} % of the {best} (MFU)"
 
 
 def _time(record: RunRecord) -> str:

@@ -23,7 +23,7 @@ from advdiff_core.report.robust import config_lines, curve_svg, robust_tables, t
 __all__ = ["render"]
 
 #: Keys of the log that are no curves.
-NO_CURVES = {"nimg", "step", "seconds"}
+NO_CURVES = {"nimg", "step", "seconds", "model_tflops"}
 MAX_EARLIER = 6
 MAX_RECIPE = 200_000
 

@@ -7,8 +7,9 @@ network passes a step costs.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from attrs import define, evolve, field, frozen
 
@@ -19,7 +20,7 @@ from advdiff_core.step.names import check_names
 from advdiff_core.step.queries import DrawnTimes, Features, Forward, View
 from advdiff_core.types import Cost
 
-__all__ = ["Demand", "Phase", "Plan", "StepCost", "rehearse", "survives"]
+__all__ = ["Demand", "Pass", "Phase", "Plan", "StepCost", "rehearse", "survives"]
 
 
 @frozen
@@ -188,6 +189,21 @@ class Plan:
         return Demand(ordered, None if full else ordered[-1])
 
 
+class Pass(NamedTuple):
+    """One way through a network.
+
+    Attributes:
+        role: The network's role.
+        stop_at: Tap it ends at or begins from; None for the whole network.
+        kind: Forward, or backward towards the input alone, or towards parameters and input. One
+            backward towards parameters passes every forward that the player's terms look at.
+    """
+
+    role: str
+    stop_at: str | None
+    kind: Literal["forward", "input", "parameter"]
+
+
 @define
 class StepCost:
     """Passes of one step, rehearsed.
@@ -195,10 +211,12 @@ class StepCost:
     Attributes:
         roles: Cost by role.
         queries: Each query with the role and number of forwards it ran, in order.
+        passes: Ways through networks: what it multiplies.
     """
 
     roles: dict[str, Cost] = field(factory=dict)
     queries: list[tuple[str, str, int]] = field(factory=list)
+    passes: Counter[Pass] = field(factory=Counter)
 
     def add(self, role: str, cost: Cost) -> None:
         """Add to the tally of a role."""
@@ -302,12 +320,17 @@ class _Rehearsal:
                 self.compute(needed)
         for role, count in query.forwards(self.plan.setup).items():
             self.cost.add(role, Cost(forwards=count))
+            self.cost.passes[Pass(role, self._stop(query), "forward")] += count
             self.cost.queries.append((repr(query), role, count))
         for role, count in query.input_backwards(self.plan.setup).items():
             self.cost.add(role, Cost(input_backwards=count))
+            self.cost.passes[Pass(role, self._stop(query), "input")] += count
         if isinstance(query, View):
             self._perturb(query, search=not again)
         self.memo.add(query)
+
+    def _stop(self, query: Query[Any]) -> str | None:
+        return self.plan.demands[query].stop_at if isinstance(query, Forward) else None
 
     def _perturb(self, query: View, *, search: bool) -> None:
         if query.name in self.plan.free_views:
@@ -326,6 +349,10 @@ class _Rehearsal:
         for role, one in probe.cost.roles.items():
             backwards = one.input_backwards * search.probes + one.forwards * search.input_backwards
             self.cost.add(role, Cost(one.forwards * search.probes, backwards))
+        for way, count in probe.cost.passes.items():
+            self.cost.passes[way] += count * search.probes
+            if way.kind == "forward":
+                self.cost.passes[way._replace(kind="input")] += count * search.input_backwards
         self.cost.queries += [
             (f"{query!r} probing {name}", role, count * search.probes)
             for name, role, count in probe.cost.queries
@@ -351,7 +378,11 @@ class _Rehearsal:
             or (isinstance(needed, View) and self.plan.views[needed] & self.live)
             for needed in self.plan.needs[query]
         )
-        for role, count in query.forwards(self.plan.setup).items() if wanted else ():
+        for role, count in query.forwards(self.plan.setup).items():
             passed = not self.plan.setup.models[role].frozen or getattr(query, "through", True)
-            if (role not in phase.roles or query.probing) and passed:
+            if role in phase.roles and not query.probing:
+                trained = query.trained(self.plan.setup).get(role, 0)
+                self.cost.passes[Pass(role, self._stop(query), "parameter")] += trained
+            elif wanted and passed:
                 self.cost.add(role, Cost(input_backwards=count))
+                self.cost.passes[Pass(role, self._stop(query), "input")] += count
