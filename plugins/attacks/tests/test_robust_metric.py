@@ -209,13 +209,11 @@ def test_attack_that_breaks_by_logits_that_are_not_finite_counts() -> None:
     class Overflows(Linear):
         def forward(self, x: Tensor, c_noise: None, labels: None) -> Any:
             found = super().forward(x, c_noise, labels)
-            moved = (x.flatten(1).amin(1) < -0.51)[:, None]
-            return SimpleNamespace(
-                output=torch.where(moved, found.output * torch.inf, found.output)
-            )
+            moved, one = (x.flatten(1).amin(1) < -0.51)[:, None], torch.tensor([False, True])
+            return SimpleNamespace(output=found.output.masked_fill(moved & one, torch.inf))
 
     net, x = Overflows(torch.ones(16), bias=100.0), images()
-    attack = pgd(keep="last")
+    attack = pgd(steps=1, keep="last")
     found = metric(attack=attack, eps=0.05).compute(evaluation(x, torch.ones(60).long(), net))
     assert found["train_clean_accuracy"] == 1.0
     assert found["train_robust_accuracy"] < 1.0
