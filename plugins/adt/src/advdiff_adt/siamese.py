@@ -14,6 +14,7 @@ from advdiff_adt.heads import Head, leaky
 from advdiff_adt.spectral import advance, normed
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.discriminator import Discriminator
+from advdiff_core.layers import at_least_fp32
 from advdiff_core.settings import setting, settings
 
 __all__ = ["Siamese"]
@@ -73,10 +74,7 @@ class Siamese(Discriminator):
         with torch.no_grad():
             seen = self.features(x if reference is None else reference)
             wanted = [twin(maps) for twin, maps in zip(self.twins, seen, strict=True)]
-        each = [
-            F.cosine_similarity(ours, theirs, dim=1).flatten(1).mean(1)
-            for ours, theirs in zip(online, wanted, strict=True)
-        ]
+        each = [_cosine(*pair) for pair in zip(online, wanted, strict=True)]
         return torch.stack(each).mean(0)
 
     def updated(self) -> None:
@@ -85,6 +83,12 @@ class Siamese(Discriminator):
         held: list[Any] = [parameter.data for parameter in ours]
         torch._foreach_lerp_(held, [p.data for p in theirs], 1 - self.settings.tau)
         advance(self)
+
+
+def _cosine(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean over positions [B] of the cosines of maps [B, C, H, W]."""
+    cosines = F.cosine_similarity(at_least_fp32(ours), at_least_fp32(theirs), dim=1)
+    return cosines.flatten(1).mean(1)
 
 
 class _Predictor(nn.Module):
