@@ -35,6 +35,12 @@ SD3 = {
     "caption_projection_dim": 16, "pooled_projection_dim": 20, "pos_embed_max_size": 8,
 }  # fmt: skip
 
+VAE = {
+    "block_out_channels": [4, 8], "norm_num_groups": 2, "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
+}  # fmt: skip
+
 ADM = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4], "head_channels": 4}
 DDPMPP = {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention": [4]}
 DIT = {"width": 16, "depth": 2, "heads": 2}
@@ -66,6 +72,10 @@ EXAMPLES = {
             data=IMAGES,
         ),
         {**ADM, "resample_blocks": False, "scale_shift": False, "heads": 2},
+    ],
+    "backbone:vae-encoder": [
+        Example(settings={"config": VAE}, data=IMAGES),
+        Example(settings={"config": VAE, "image_size": 8}, data=IMAGES),
     ],
     "backbone:cifar-resnet": [{"depth": 8}],
     "backbone:dit": [
@@ -132,6 +142,8 @@ EXPECTED = {
     "backbone:diffusers:SD3/stop-at-is-the-full-forward": (
         "a block of SD3 makes the prompt's tokens after the image's"
     ),
+    "backbone:vae-encoder/shapes": "its output is the latent of an image, of another shape",
+    "backbone:vae-encoder#2/shapes": "its output is the latent of an image, of another shape",
 }
 
 test_backbones_keep_the_laws = laws(

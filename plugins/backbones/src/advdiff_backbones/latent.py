@@ -12,23 +12,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from advdiff_backbones.classifier import refusal
-from advdiff_backbones.diffusers_load import need_diffusers, pretrained
+from advdiff_backbones.autoencoder import (
+    PIXELS,
+    Value,
+    latent_scales,
+    latent_shape,
+    load_autoencoder,
+)
+from advdiff_backbones.diffusers_load import need_diffusers
 from advdiff_core.draws import keyed_generator
 from advdiff_core.errors import DataError
 from advdiff_core.hooks.files import write_file
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.dataset import Dataset
 from advdiff_core.settings import Spec, setting, settings
-from advdiff_core.types import Batch, DataInfo, Domain
+from advdiff_core.types import Batch, DataInfo
 
 __all__ = ["Latent"]
-
-#: A value in `config`, the table of constructor arguments.
-Value = bool | int | float | str | tuple[bool | int | float | str, ...]
-
-#: Range of the images that autoencoders of diffusers read and make.
-PIXELS = Domain(-1.0, 1.0)
 
 
 class Latent(Dataset):
@@ -68,8 +68,10 @@ class Latent(Dataset):
         self.images = cast("Dataset", build.nested(settings.images))
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = auto if settings.device == "auto" else settings.device
-        self._vae = _autoencoder(settings, build).eval().requires_grad_(False).to(self._device)
-        self._shape = _latent_shape(self._vae.config, self.images.info, build)
+        self._vae = load_autoencoder(settings, build).eval().requires_grad_(False).to(self._device)
+        self._shape = latent_shape(
+            self._vae.config, self.images.info, self.images.info.shape[1:], build, key="images"
+        )  # fmt: skip
 
     @property
     def info(self) -> DataInfo:
@@ -145,12 +147,7 @@ class Latent(Dataset):
 
     def _scales(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale [C, 1, 1] or scalar, for latents [B, C, h, w]."""
-        config = self._vae.config
-        factor = self.settings.scale or config.scaling_factor
-        if config.latents_mean is not None and config.latents_std is not None:
-            mean, std = (like.new_tensor(v) for v in (config.latents_mean, config.latents_std))
-            return mean.view(-1, 1, 1), factor / std.view(-1, 1, 1)
-        return like.new_tensor(config.shift_factor or 0.0), like.new_tensor(factor)
+        return latent_scales(self._vae.config, like, self.settings.scale)
 
     @cached_property
     def _source(self) -> str:
@@ -188,52 +185,3 @@ class Latent(Dataset):
             ])  # fmt: skip
             write_file(path, save({"moments": moments}))
         return path
-
-
-def _autoencoder(settings: Any, build: Build) -> Any:
-    """The autoencoder, trained or new; the weights of a new one depend on the run's seed alone.
-
-    Raises:
-        RecipeError: R10 if it is not said which, or if diffusers refuses the arguments.
-        DataError: D01 if nothing can be read there.
-    """
-    from diffusers import AutoencoderKL
-
-    if bool(settings.vae) == bool(settings.config):
-        found = "both" if settings.vae else "neither"
-        fix = 'write vae = "FOLDER" for a trained autoencoder, config = { ... } for a new one'
-        raise refusal(build, "vae", f"wanted either vae or config, found {found}", fix=fix)
-    if settings.vae:
-        return pretrained(AutoencoderKL, settings.vae, settings.subfolder, build, key="vae")
-    made: Any = AutoencoderKL
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(build.generator().initial_seed())
-        try:
-            return made(**settings.config)
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            text = " ".join(str(error).split())
-            raise refusal(
-                build, "config", f"AutoencoderKL refuses these arguments: {text}",
-                fix="see the arguments of diffusers.AutoencoderKL",
-            ) from error  # fmt: skip
-
-
-def _latent_shape(config: Any, images: DataInfo, build: Build) -> tuple[int, int, int]:
-    """Shape of a latent.
-
-    Raises:
-        RecipeError: R10 if the autoencoder cannot take the images.
-    """
-    factor = 2 ** (len(config.block_out_channels) - 1)
-    shape = images.shape
-    if not images.is_image or images.domain is None or shape[0] != config.in_channels:
-        raise refusal(
-            build, "images", f"the autoencoder encodes images of {config.in_channels} channels "
-            f"with a range, the data have shape {list(shape)}", fix="take other images",
-        )  # fmt: skip
-    if shape[1] % factor or shape[2] % factor:
-        raise refusal(
-            build, "images", f"the autoencoder divides sizes by {factor}, the data have shape "
-            f"{list(shape)}", fix=f"take images whose sides are multiples of {factor}",
-        )  # fmt: skip
-    return config.latent_channels, shape[1] // factor, shape[2] // factor
