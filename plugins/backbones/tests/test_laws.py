@@ -127,6 +127,7 @@ EXAMPLES = {
         Example(data=DIGITS),
         Example(settings={"dropout": 0.0, "mean": [0.5], "std": [0.3]}, data=SMALL_DIGITS),
     ],
+    "backbone:vae-decoder": [Example(settings={"config": VAE}, data=LATENTS)],
     "backbone:wide-resnet": [
         {"depth": 10, "width": 1},
         Example(settings={"depth": 10, "width": 1, "activation": "relu"}, data=ODD),
@@ -144,6 +145,7 @@ EXPECTED = {
     ),
     "backbone:vae-encoder/shapes": "its output is the latent of an image, of another shape",
     "backbone:vae-encoder#2/shapes": "its output is the latent of an image, of another shape",
+    "backbone:vae-decoder/shapes": "its output is the image of a latent, of another shape",
 }
 
 test_backbones_keep_the_laws = laws(
