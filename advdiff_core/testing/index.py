@@ -151,6 +151,7 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tells-every-step",
             "takes-a-state-back",
             "leaves-everything-alone",
+            "linear-as-it-says",
         ),
         "time_sampler": (
             "times-in-range",

@@ -217,3 +217,14 @@ class InPlace(Healthy):
     def sample(self, denoise, x, draws, **how):
         """In place."""
         return super().sample(denoise, x.mul_(1.0 + 1e-6), draws, **how)
+
+
+@planted("linear-as-it-says", "samples of the middle", "neither clip")
+class LinearInName(Healthy):
+    """Says that its steps are linear, and clips estimates."""
+
+    linear = True
+
+    def step(self, x, x0, eps, t_next, draws):
+        """The next state, from a clipped estimate."""
+        return super().step(x, x0.clamp(-9, 9), eps, t_next, draws)

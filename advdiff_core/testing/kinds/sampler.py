@@ -20,7 +20,7 @@ from advdiff_core.testing.known import MEAN, STD, Known, NotingDraws, spread, st
 from advdiff_core.testing.law import Laws
 from advdiff_core.testing.state import leaves
 from advdiff_core.testing.subject import Subject
-from advdiff_core.types import Prediction
+from advdiff_core.types import Prediction, expand
 
 __all__ = ["LAWS"]
 
@@ -363,3 +363,32 @@ def leaves_everything_alone(subject: Subject, world: World, schedule: str, seed:
     x = start(known, [seed], world.data.shape, float(grid[0]))
     with leaves("sampling", inputs={"x": x, "grid": grid}):
         made.sample(Known(known), x, SeedDraws([seed]), grid=grid)
+
+
+@law("linear-as-it-says", world=worlds, schedule=schedules, seed=seeds())
+def linear_as_it_says(subject: Subject, world: World, schedule: str, seed: int) -> None:
+    """If `linear`, the middle of two starts and of two series of predictions ends in the middle."""
+    made, known = sampler(subject, world, schedule), bench.schedule(schedule)
+    if not made.linear:
+        message = "it does not say that its steps are linear"
+        raise NotApplicable(message)
+    grid, shape = grids.sampling_times(known, 4), world.data.shape
+    # Predictions far outside of any domain: a step that clips is seen.
+    x, other, hat, far = (start(known, [seed + n], shape, float(grid[0])) for n in range(4))
+
+    def end(x: Tensor, hat: Tensor) -> Tensor:
+        def denoise(x_t: Tensor, t: Tensor) -> Prediction:
+            alpha, sigma = (expand(scale(t), x_t) for scale in (known.alpha, known.sigma))
+            found = 9 * hat * (1 + t.to(hat))
+            return Prediction("x0", found, x_t, alpha, sigma, variance=torch.zeros_like(x_t))
+
+        return made.sample(denoise, x, SeedDraws([seed]), grid=grid).x0
+
+    same_values(
+        end((x + other) / 2, (hat + far) / 2),
+        (end(x, hat) + end(other, far)) / 2,
+        what=f"samples of the middle against the middle of two samples on {schedule}",
+        rtol=1e-6,
+        atol=1e-6,
+        mend="leave `linear` False, or neither clip, search nor look at the state's statistics",
+    )
