@@ -11,6 +11,7 @@ from attrs import field, frozen
 
 from advdiff_core.cli.output import emit, emit_json, shown, table
 from advdiff_core.cli.purify import PurifyOptions
+from advdiff_core.engine.launched import speaks
 from advdiff_core.errors import UnsoundError, UsageError, escape
 from advdiff_core.hooks.terminal import say
 
@@ -138,9 +139,9 @@ def evaluate_under_attack(
 
     with stop_on_signals() as stop:
         report = trained.attack(options.job(), stop=stop, tell=say)
-    if as_json:
+    if speaks() and as_json:
         emit_json({"run": run, "folder": report.folder, **report.as_json()})
-    else:
+    elif speaks():
         print_report(report)
     if options.strict and report.flags:
         codes = ", ".join(flag.code for flag in report.flags)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from advdiff_core.engine.launched import speaks
 from advdiff_core.errors import escape
 from advdiff_core.hooks.terminal import say, shown
 
 if TYPE_CHECKING:
+    from advdiff_core.engine.api import Trained
     from advdiff_core.recipe import Recipe
 
-__all__ = ["emit", "emit_json", "number", "quoted", "say_warnings", "shown", "table"]
+__all__ = ["emit", "emit_json", "number", "quoted", "say_skipped", "say_warnings", "shown", "table"]
 
 
 def emit(text: str = "") -> None:
@@ -64,6 +66,12 @@ def say_warnings(recipe: Recipe) -> None:
     """Tell on stderr what a recipe's author should know although it can be run."""
     for fault in recipe.warnings:
         say(fault.as_line().replace("advdiff: error", "advdiff: warning", 1))
+
+
+def say_skipped(trained: Trained) -> None:
+    """Tell on stderr of newer checkpoints that are damaged; of several processes, one tells."""
+    for path, reason in trained.skipped if speaks() else ():
+        say(f"advdiff: warning: {escape(path)} is skipped: {escape(reason, limit=600)}")
 
 
 def quoted(path: Path | str) -> str:

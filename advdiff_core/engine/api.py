@@ -16,7 +16,7 @@ from advdiff_core.engine import resume as resuming
 from advdiff_core.engine import strict_json
 from advdiff_core.engine.agreement import agree_on_work
 from advdiff_core.engine.assemble import Experiment, assemble
-from advdiff_core.engine.checkpoint import Checkpoint, Ranks, Store
+from advdiff_core.engine.checkpoint import Checkpoint, Store
 from advdiff_core.engine.distributed import World, joined_world
 from advdiff_core.engine.evaluate import evaluate, metrics
 from advdiff_core.engine.feed import SAMPLE_CHECK
@@ -137,9 +137,7 @@ def _train(  # noqa: PLR0913 - what a run is made of.
         rundir.open_metrics(_EMPTY_LOG if saved is None else saved.meta["metrics"])
     done = trainer.done
     seconds = 0.0 if done else trainer.run()
-    found: dict[str, Any] = {}
-    if world.is_main:
-        found = _finish(experiment, rundir, trainer, redo=not done)
+    found = _finish(experiment, rundir, trainer, redo=not done)
     result = RunResult(
         run=rundir.path, nimg=trainer.nimg, seconds=seconds, evaluation=found,
         metrics={**(found.get("losses") or {}), **found.get("metrics", {})},
@@ -167,16 +165,17 @@ def _finish(
     if not redo and path.is_file():
         stored: dict[str, Any] = strict_json.loads(path.read_bytes(), where=str(path))
         return stored
-    found = {**evaluate(experiment, rundir.path, trainer.nimg), "losses": trainer.ticks.losses}
-    rundir.write(EVALUATION, strict_json.dumps(found))
+    measured = evaluate(experiment, rundir.path, trainer.nimg, world=trainer.world)
+    found = {**measured, "losses": trainer.ticks.losses}
+    if trainer.world.is_main:
+        rundir.write(EVALUATION, strict_json.dumps(found))
     return found
 
 
 def _ticks(experiment: Experiment, world: World, rundir: RunDir, hooks: Hooks) -> Ticks:
-    ranks = Ranks(rank=world.rank, world=world.size, gather=world.gather)
     return Ticks(
         rundir=rundir,
-        store=Store(root=rundir.checkpoints, keep=experiment.recipe.run.keep, ranks=ranks),
+        store=Store(root=rundir.checkpoints, keep=experiment.recipe.run.keep, ranks=world.ranks),
         hooks=hooks,
         info=_info(experiment, rundir, 0),
         provenance=_facts(experiment, world),

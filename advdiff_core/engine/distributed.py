@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from advdiff_core.engine.buckets import Bucketed
 from advdiff_core.engine.peers import Peers, joined
+from advdiff_core.engine.ranks import Ranks
 from advdiff_core.errors import UsageError
 
 __all__ = ["World", "joined_world"]
@@ -36,6 +37,11 @@ class World:
     def is_main(self) -> bool:
         """True on the process that writes files and speaks."""
         return self.rank == 0
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes as those who succeed or fail together."""
+        return Ranks(rank=self.rank, world=self.size, gather=self.gather)
 
     def share(self, batch: int) -> tuple[int, int]:
         """First row and number of rows of this process in a global batch.
@@ -100,10 +106,15 @@ class World:
                 dist.all_reduce(values)
         return values
 
-    def rows(self, values: Tensor, batch: int) -> Tensor:
+    def rows(self, values: Tensor, batch: int, *, patient: bool = False) -> Tensor:
         """Rows of a global batch [batch, ...] from each process's share [B, ...], in its order.
 
         The share is that of `share`, or of `part` where some processes may have none.
+
+        Args:
+            values: Rows of this process; on the CPU, if `patient`.
+            batch: Rows of all.
+            patient: Wait as long as it takes, not for the seconds that a step may take.
         """
         if self.size == 1:
             return values
@@ -113,7 +124,7 @@ class World:
         padded[: len(values)] = values
         found = [torch.empty_like(padded) for _ in shares]
         with self.reaching():
-            dist.all_gather(found, padded)
+            dist.all_gather(found, padded, group=self._patient if patient else None)
         return torch.cat([part[:share] for part, share in zip(found, shares, strict=True)])
 
     def all(self, flag: bool) -> bool:
@@ -136,7 +147,7 @@ class World:
         """
         if self.size == 1:
             return [text]
-        group = None if self.peers is None else self.peers.patient
+        group = self._patient
         data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.reaching():
@@ -154,6 +165,11 @@ class World:
     def barrier(self) -> None:
         """Wait for every process, as long as it takes."""
         self.gather("")
+
+    @property
+    def _patient(self) -> dist.ProcessGroup | None:
+        """The group that waits for long work of one process."""
+        return None if self.peers is None else self.peers.patient
 
     @contextmanager
     def reaching(self) -> Iterator[None]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from advdiff_core.engine.assemble import Experiment
+from advdiff_core.engine.distributed import World
 from advdiff_core.engine.evaluation import RunEvaluation
 from advdiff_core.engine.generate import SampleSet, generate
 from advdiff_core.errors import NumericsError
@@ -19,7 +20,12 @@ __all__ = ["evaluate", "metrics", "spread"]
 
 
 def evaluate(
-    experiment: Experiment, folder: Path, nimg: int, *, built: Mapping[str, Metric] | None = None
+    experiment: Experiment,
+    folder: Path,
+    nimg: int,
+    *,
+    built: Mapping[str, Metric] | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Compute every metric of the recipe, on samples where it needs them.
 
@@ -28,6 +34,8 @@ def evaluate(
         folder: Where metrics may write files.
         nimg: Images seen by the weights.
         built: Its metrics, from `metrics`; built anew if None.
+        world: Processes that share the work, each of which calls this: a sample is made by one of
+            them, and a metric computed by one, on all samples. Alone, if None.
 
     Returns:
         `metrics` (name -> number, the mean over ranges of seeds), `repeats` (name -> numbers of
@@ -38,22 +46,75 @@ def evaluate(
         NumericsError: If a sample is not finite.
     """
     built = metrics(experiment) if built is None else built
-    views = _views(experiment, folder)
-    found = {name: _Found(metric) for name, metric in built.items()}
-    for name, one in found.items():
-        if not one.metric.needs_samples:
-            one.add(name, views[one.metric.decoded])
-            one.measured(_common(experiment))
-    sampling = {name: one for name, one in found.items() if one.metric.needs_samples}
-    ranges = experiment.recipe.evaluate.repeats if sampling else 0
+    world = world or World()
+    measuring = _Measuring(
+        experiment=experiment, world=world, views=_views(experiment, folder),
+        found={name: _Found(metric) for name, metric in built.items()},
+    )  # fmt: skip
+    measuring.without_samples()
+    ranges = experiment.recipe.evaluate.repeats if measuring.sampling else 0
     for repeat in range(ranges):
-        sampled = _samples(experiment, repeat)
-        for decoded in {one.metric.decoded for one in sampling.values()}:
-            views[decoded].samples, views[decoded].seeds = sampled.x0, sampled.seeds
-        for name, one in sampling.items():
-            one.add(name, views[one.metric.decoded])
-            one.measured(_protocol(experiment, sampled, len(views[False].reference)))
-    return {**_merged(found), "nimg": nimg}
+        measuring.on(_samples(experiment, repeat, world))
+    measuring.exchange()
+    return {**_merged(measuring.found), "nimg": nimg}
+
+
+@frozen(kw_only=True, eq=False)
+class _Measuring:
+    """The metrics of one evaluation, dealt to the processes.
+
+    Attributes:
+        experiment: The run.
+        world: The processes.
+        views: What metrics read, by `Metric.decoded`.
+        found: What was found, by metric.
+    """
+
+    experiment: Experiment
+    world: World
+    views: Mapping[bool, RunEvaluation]
+    found: Mapping[str, _Found]
+
+    @property
+    def sampling(self) -> list[str]:
+        """Metrics that read samples."""
+        return [name for name, one in self.found.items() if one.metric.needs_samples]
+
+    @property
+    def _mine(self) -> list[str]:
+        """Metrics of this process."""
+        return list(self.found)[self.world.rank :: self.world.size]
+
+    def without_samples(self) -> None:
+        """Compute the metrics that read none."""
+        self._together([n for n in self._mine if n not in self.sampling], _common(self.experiment))
+
+    def on(self, sampled: SampleSet) -> None:
+        """Compute the others on one range of seeds."""
+        for decoded in {self.found[name].metric.decoded for name in self.sampling}:
+            self.views[decoded].samples, self.views[decoded].seeds = sampled.x0, sampled.seeds
+        told = _protocol(self.experiment, sampled, len(self.views[False].reference))
+        self._together([name for name in self._mine if name in self.sampling], told)
+
+    def _together(self, names: Sequence[str], told: Mapping[str, object]) -> None:
+        def compute() -> None:
+            for name in names:
+                one = self.found[name]
+                one.add(name, self.views[one.metric.decoded])
+                one.measured(told)
+
+        self.world.ranks.agree(compute)
+
+    def exchange(self) -> None:
+        """Tell all processes what each found."""
+        if self.world.size == 1:
+            return
+        mine: dict[str, Any] = {
+            name: [self.found[name].numbers, self.found[name].protocol] for name in self._mine
+        }
+        for part in self.world.ranks.agree(lambda: mine):
+            for name, (numbers, protocol) in part.items():
+                self.found[name].numbers, self.found[name].protocol = numbers, protocol
 
 
 def _views(experiment: Experiment, folder: Path) -> dict[bool, RunEvaluation]:
@@ -130,11 +191,11 @@ def metrics(experiment: Experiment) -> dict[str, Metric]:
     return found
 
 
-def _samples(experiment: Experiment, repeat: int) -> SampleSet:
+def _samples(experiment: Experiment, repeat: int, world: World) -> SampleSet:
     settings = experiment.recipe.evaluate
     first = settings.seed + repeat * settings.num
     seeds = range(first, first + settings.num)
-    sampled = generate(experiment, seeds, batch=settings.batch)
+    sampled = generate(experiment, seeds, batch=settings.batch, world=world)
     bad = ~sampled.x0.flatten(1).isfinite().all(1)
     if bool(bad.any()):
         first = seeds[int(bad.nonzero()[0])]

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from advdiff_core.draws import SeedDraws, keyed_generator
 from advdiff_core.engine.assemble import Experiment
+from advdiff_core.engine.distributed import World
 from advdiff_core.errors import UsageError
 from advdiff_core.interfaces.sampler import Denoise, Sampler, StepCallback
 from advdiff_core.step.network import guidance_told
@@ -99,6 +100,7 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
     batch: int = 256,
     sampler: Sampler | None = None,
     callback: StepCallback | None = None,
+    world: World | None = None,
 ) -> SampleSet:
     """Sample one image per seed.
 
@@ -111,6 +113,8 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
         batch: Images at once.
         sampler: Sampler to use instead of the recipe's.
         callback: See `Sampler.sample`; told the steps of each batch from 0 on.
+        world: Processes that share the work: each calls this, and each gets all samples. The one
+            that calls does it alone, if None.
 
     Raises:
         UsageError: If the role is not a denoiser or has no such average.
@@ -126,20 +130,28 @@ def generate(  # noqa: PLR0913 - the choices of one sampling run.
     if labels is None:
         labels = _labels(seeds, experiment)
     began, nfe, parts = time.monotonic(), 0, []
+    world = world or World()
+    mine = world.part(len(seeds))
     with evaluation_mode(denoiser.module):
-        for start in range(0, len(seeds), batch):
-            chosen = None if labels is None else labels[start : start + batch]
+        for start in range(mine.start, mine.stop, batch):
+            here = slice(start, min(start + batch, mine.stop))
+            chosen = None if labels is None else labels[here]
             denoise = _bound(experiment.scene, denoiser, weights, chosen, settings.guidance)
-            part = seeds[start : start + batch]
-            x0, nfe = _chunk(experiment.scene, denoise, sampler, part, callback)
+            x0, nfe = _chunk(experiment.scene, denoise, sampler, seeds[here], callback)
             parts.append(x0)
     shape = experiment.scene.data.shape if experiment.scene.data else ()
-    x0 = torch.cat(parts) if parts else torch.empty(0, *shape)
+    x0, nfe = _gathered(world, torch.cat(parts) if parts else torch.empty(0, *shape), nfe, seeds)
     return SampleSet(
         x0=x0, seeds=tuple(seeds), labels=labels, seconds=time.monotonic() - began,
         nfe=nfe * _evaluations(denoiser, settings.guidance),
         sampler={"use": use, "role": name},
     )  # fmt: skip
+
+
+def _gathered(world: World, x0: Tensor, nfe: int, seeds: Sequence[int]) -> tuple[Tensor, int]:
+    """All samples, and the evaluations of each: a process without samples knows of none."""
+    x0 = world.rows(x0, len(seeds), patient=True)
+    return x0, max(int(text) for text in world.gather(str(nfe)))
 
 
 def _denoiser(scene: Scene, name: str) -> Role:

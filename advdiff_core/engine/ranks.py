@@ -1,4 +1,4 @@
-"""Processes that write together: all of them succeed, or all of them report the same failure."""
+"""Processes that do a thing together: all succeed, or all report the same failure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,27 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
-from advdiff_core.errors import AdvdiffError, DataError, StorageError
+from advdiff_core.errors import (
+    AdvdiffError,
+    DataError,
+    Interrupted,
+    NumericsError,
+    PluginError,
+    StorageError,
+    UnsoundError,
+    UsageError,
+)
 
 __all__ = ["Ranks"]
 
 _T = TypeVar("_T")
+#: What a failure of another process is raised as, by its exit code.
+_KINDS: dict[int, type[AdvdiffError]] = {
+    kind.exit_code: kind
+    for kind in (
+        DataError, Interrupted, NumericsError, PluginError, StorageError, UnsoundError, UsageError,
+    )
+}  # fmt: skip
 
 
 def _alone(text: str) -> list[str]:
@@ -21,7 +37,7 @@ def _alone(text: str) -> list[str]:
 
 @frozen(kw_only=True)
 class Ranks:
-    """The processes that save together, on one file system.
+    """The processes that work together, on one file system.
 
     Attributes:
         rank: Number of this process.
@@ -55,6 +71,16 @@ class Ranks:
                 raise _rebuild(rank, other["error"])
         return [other["ok"] for other in notes]
 
+    def on_main(self, do: Callable[[], _T]) -> _T:
+        """What `do` gives on the main process, as JSON, on every one; its failure is that of all.
+
+        Args:
+            do: Its result must be JSON.
+        """
+        found: list[Any] = self.agree(lambda: do() if self.rank == 0 else None)
+        result: _T = found[0]
+        return result
+
 
 def _describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, AdvdiffError):
@@ -70,7 +96,6 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 
 def _rebuild(rank: int, note: dict[str, Any]) -> AdvdiffError:
-    kinds = {kind.exit_code: kind for kind in (DataError, StorageError)}
     where = f"process {rank}: {note['where']}".removesuffix(": ")
-    kind = kinds.get(note["exit"], AdvdiffError)
+    kind = _KINDS.get(note["exit"], AdvdiffError)
     return kind(note["message"], code=note["code"], where=where, fix=note["fix"])

@@ -8,16 +8,18 @@ whole or not at all: a run that was killed goes on with the first shard that is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from advdiff_core.engine import strict_json
+from advdiff_core.engine.distributed import World
 from advdiff_core.engine.fsio import make_dirs, sweep_temps, write_atomic
 from advdiff_core.engine.judge import Judge
 from advdiff_core.engine.lock import Lock
@@ -86,6 +88,8 @@ class Synthesis:
         batch: Images at once; changes memory, not images.
         stop: Set by a signal; honoured after the batch in progress.
         tell: Gets a line per shard.
+
+    Several processes (`trained.world`) make the shards in turn; each of them runs this.
     """
 
     trained: Trained
@@ -108,20 +112,32 @@ class Synthesis:
             StorageError: If the folder cannot be written, or another process is at it.
         """
         self._check()
-        make_dirs(self.folder)
-        with Lock(self.folder / ".lock"):
-            self._claim()
-            source = self.folder if self.job.select is None else self.folder / CANDIDATES
-            make_dirs(source)
-            for folder in {self.folder, source}:
-                sweep_temps(folder)
-            entries = self._make(source)
-            if self.job.select is not None:
-                entries = self._choose(source)
+        ranks = self.trained.world.ranks
+        source = self.folder if self.job.select is None else self.folder / CANDIDATES
+        with ExitStack() as stack:
+            ranks.on_main(lambda: self._open(source, stack))
+            parts = ranks.agree(lambda: self._mine(source))
+            made = dict(entry for part in parts for entry in part)
+            entries = ranks.on_main(lambda: self._finish(source, made))
         return {
             "out": str(self.folder), "count": sum(entry["count"] for entry in entries),
             "made": self.job.num, "shards": len(entries), **self.facts(),
         }  # fmt: skip
+
+    def _open(self, source: Path, stack: ExitStack) -> None:
+        """Take the folder for this job."""
+        make_dirs(self.folder)
+        stack.enter_context(Lock(self.folder / ".lock"))
+        self._claim()
+        make_dirs(source)
+        for folder in {self.folder, source}:
+            sweep_temps(folder)
+
+    def _finish(self, source: Path, made: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write the index of all shards, and choose if there is a choice; the final entries."""
+        entries = [made[number] for number in range(self.job.shards)]
+        write_index(source, entries, classes=self._classes, made=self.facts())
+        return entries if self.job.select is None else self._choose(source)
 
     def facts(self) -> dict[str, Any]:
         """How the images are made: the same facts, the same images."""
@@ -174,20 +190,20 @@ class Synthesis:
                 fix = "choose another --out, or repeat the options of the first call"
                 raise UsageError(message, where=str(self.folder), fix=fix)
 
-    def _make(self, folder: Path) -> list[dict[str, Any]]:
-        """The entries of all shards; those that are whole are kept."""
+    def _mine(self, folder: Path) -> list[tuple[int, dict[str, Any]]]:
+        """Number and entry of the shards of this process; those that are whole are kept."""
         entries, began, fresh = [], time.monotonic(), 0
-        for number in range(self.job.shards):
+        world = self.trained.world
+        for number in range(world.rank, self.job.shards, world.size):
             seeds, path = self.job.seeds(number), folder / shard_name(number)
             entry = self._whole(path, seeds)
             if entry is None:
                 entry = write_shard(path, self._shard(seeds))
                 fresh += len(seeds)
-                rate = fresh / max(time.monotonic() - began, 1e-9)
+                rate = world.size * fresh / max(time.monotonic() - began, 1e-9)
                 done = seeds.stop - self.job.first
                 self.tell(f"{done:,} of {self.job.num:,} images, {rate:,.1f} images/s")
-            entries.append(entry)
-        write_index(folder, entries, classes=self._classes, made=self.facts())
+            entries.append((number, entry))
         return entries
 
     @property
@@ -230,7 +246,8 @@ class Synthesis:
     def _pixels(self, seeds: range) -> np.ndarray:
         """Images [n, H, W, C], uint8."""
         labels = self.job.labels_of(seeds)
-        x0 = self.trained.sample(seeds, batch=len(seeds), labels=labels, ema=self.ema).x0
+        alone = evolve(self.trained, world=World())
+        x0 = alone.sample(seeds, batch=len(seeds), labels=labels, ema=self.ema).x0
         bad = ~x0.flatten(1).isfinite().all(1)
         if bool(bad.any()):
             first = seeds[int(bad.nonzero()[0])]

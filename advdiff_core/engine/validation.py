@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,10 +16,9 @@ from advdiff_core.engine.best import Standing
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.evaluate import evaluate, metrics
 from advdiff_core.engine.fsio import make_dirs
-from advdiff_core.engine.on_main import on_main
 from advdiff_core.engine.robust.guard import keyed_randomness
 from advdiff_core.engine.rundir import RunDir
-from advdiff_core.errors import DataError, Fault, RecipeError, nearest
+from advdiff_core.errors import Fault, RecipeError, nearest
 from advdiff_core.interfaces.metric import Metric
 from advdiff_core.recipe.measuring import Validate
 
@@ -73,7 +71,7 @@ class Validator:
         Args:
             rundir: Where metrics may write files, below `validation`.
             nimg: Images that the weights have seen.
-            world: The processes; the numbers of the main one count for all.
+            world: The processes, each of which calls this.
 
         Returns:
             The numbers by name, and whether the weights are the best so far.
@@ -90,17 +88,11 @@ class Validator:
         return numbers, best
 
     def _found(self, rundir: RunDir, nimg: int, world: World) -> dict[str, Any]:
-        """What the metrics say on the main process; the others wait."""
+        """What the metrics say; the processes share the work, and all get the numbers."""
         device = self.experiment.scene.compute.device
         key = (self.experiment.scene.seed, "validate", nimg)
-
-        def measure() -> str:
-            with _folder(rundir) as folder, keyed_randomness(key, device):
-                found = evaluate(self.experiment, folder, nimg, built=self.metrics)
-            return json.dumps(found)
-
-        found: dict[str, Any] = json.loads(on_main(world, measure, error=DataError))
-        return found
+        with _folder(rundir) as folder, keyed_randomness(key, device):
+            return evaluate(self.experiment, folder, nimg, built=self.metrics, world=world)
 
     def judge(self, numbers: Mapping[str, float], nimg: int) -> bool:
         """Whether numbers by name are the best so far; the standing is told.

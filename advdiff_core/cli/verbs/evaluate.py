@@ -11,14 +11,15 @@ from advdiff_core.cli import options
 from advdiff_core.cli.app import Site
 from advdiff_core.cli.attacks import AttackOptions, evaluate_under_attack
 from advdiff_core.cli.measured import measured, measured_json
-from advdiff_core.cli.output import emit, emit_json, shown
+from advdiff_core.cli.output import emit, emit_json, say_skipped, shown
 from advdiff_core.cli.purify import PurifyOptions, purify_options
 from advdiff_core.cli.shipped import metrics_of
-from advdiff_core.errors import UsageError, escape
-from advdiff_core.hooks.terminal import say
+from advdiff_core.engine.launched import speaks
+from advdiff_core.errors import UsageError
 
 if TYPE_CHECKING:
     from advdiff_core.engine.api import Trained
+    from advdiff_core.engine.distributed import World
 
 
 @click.command("evaluate")
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
 @purify_options
 @click.option("--strict", is_flag=True, help="Fail (7) if anything makes the number doubtful.")
 @options.overrides
+@options.nproc
 @options.as_json
 @click.pass_obj
 def command(  # noqa: PLR0913 - one argument per option.
@@ -148,23 +150,26 @@ def command(  # noqa: PLR0913 - one argument per option.
     )  # fmt: skip
     if not attacks:
         attacked.refuse_without_attack()
-    trained = _opened(run, checkpoint, (*_borrowed(metrics, attacks), *overrides))
-    site.folder = run
-    if attacks:
-        evaluate_under_attack(trained, run, attacked, as_json=as_json)
-    else:
-        _measure(trained, run, as_json=as_json)
+    from advdiff_core.engine.distributed import joined_world
+
+    with joined_world() as world:
+        wanted = (*_borrowed(metrics, attacks), *overrides)
+        trained = _opened(run, checkpoint, wanted, world)
+        site.folder = run
+        if attacks:
+            evaluate_under_attack(trained, run, attacked, as_json=as_json)
+        else:
+            _measure(trained, run, as_json=as_json)
 
 
 def _opened(
-    run: Path, checkpoint: int | Literal["best"] | None, overrides: tuple[str, ...]
+    run: Path, checkpoint: int | Literal["best"] | None, overrides: tuple[str, ...], world: World
 ) -> Trained:
     """The run; tells of checkpoints that were skipped."""
     from advdiff_core.engine.api import open_trained
 
-    trained = open_trained(run, checkpoint=checkpoint, overrides=overrides)
-    for path, reason in trained.skipped:
-        say(f"advdiff: warning: {escape(path)} is skipped: {escape(reason, limit=600)}")
+    trained = open_trained(run, checkpoint=checkpoint, overrides=overrides, world=world)
+    say_skipped(trained)
     return trained
 
 
@@ -185,6 +190,8 @@ def _borrowed(metrics: str | None, attacks: tuple[str, ...]) -> tuple[str, ...]:
 def _measure(trained: Trained, run: Path, *, as_json: bool) -> None:
     """Compute the recipe's metrics and print them."""
     found = trained.evaluate()
+    if not speaks():
+        return
     if as_json:
         emit_json({"run": run, "nimg": trained.nimg, **measured_json(found)})
     elif found["metrics"]:

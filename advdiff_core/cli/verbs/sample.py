@@ -10,11 +10,11 @@ import click
 from advdiff_core.cli import options
 from advdiff_core.cli.app import Site
 from advdiff_core.cli.numbers import DEFAULT, parse_ranges, ranges_text, seeds_of
-from advdiff_core.cli.output import emit, emit_json, shown
+from advdiff_core.cli.output import emit, emit_json, say_skipped, shown
 from advdiff_core.cli.shards import ShardOptions, report_shards, write_shards
-from advdiff_core.errors import UsageError, escape
+from advdiff_core.engine.launched import speaks
+from advdiff_core.errors import UsageError
 from advdiff_core.hooks.progress import clock
-from advdiff_core.hooks.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,7 @@ SHOWN = 256
     help="Shards: images per shard; 10000 if left out.",
 )  # fmt: skip
 @options.overrides
+@options.nproc
 @options.as_json
 @click.pass_obj
 def command(  # noqa: PLR0913 - one argument per option.
@@ -107,26 +108,34 @@ def command(  # noqa: PLR0913 - one argument per option.
     chosen = seeds_of(seeds, num) if to == "files" or seeds else range(num or DEFAULT)
     classes = parse_ranges(labels, "--labels") if labels else None
     from advdiff_core.engine.api import open_trained
+    from advdiff_core.engine.distributed import joined_world
 
-    trained = open_trained(run, checkpoint=checkpoint, overrides=overrides)
-    site.folder = run
-    for path, reason in trained.skipped:
-        say(f"advdiff: warning: {escape(path)} is skipped: {escape(reason, limit=600)}")
-    if to == "shards":
-        _check_labels(trained, classes)
-        facts = write_shards(trained, chosen, classes, out or run / "shards", shards)
-        report_shards(facts, as_json=as_json)
+    with joined_world() as world:
+        trained = open_trained(run, checkpoint=checkpoint, overrides=overrides, world=world)
+        site.folder = run
+        say_skipped(trained)
+        if to == "shards":
+            _check_labels(trained, classes)
+            facts = write_shards(trained, chosen, classes, out or run / "shards", shards)
+        else:
+            told = _labels(trained, classes, len(chosen))
+            made = trained.sample(chosen, batch=batch, labels=told, ema=ema)
+    if not speaks():
         return
-    made = trained.sample(
-        chosen, batch=batch, labels=_labels(trained, classes, len(chosen)), ema=ema
-    )
-    facts = _write(out or run / "samples", trained, made)
-    if as_json:
-        emit_json({**facts, "seeds": ranges_text(list(chosen))})
+    if to == "shards":
+        report_shards(facts, as_json=as_json)
     else:
-        took = f"{made.nfe} NFE per sample, {clock(made.seconds)}"
-        emit(f"{shown(facts['out'])}: {len(chosen):,} samples, {took}")
-        emit(f"  {shown(facts['files']['picture'])}")
+        _report(_write(out or run / "samples", trained, made), made, as_json=as_json)
+
+
+def _report(facts: dict[str, Any], made: SampleSet, *, as_json: bool) -> None:
+    """Print what was made."""
+    if as_json:
+        emit_json({**facts, "seeds": ranges_text(list(made.seeds))})
+        return
+    took = f"{made.nfe} NFE per sample, {clock(made.seconds)}"
+    emit(f"{shown(facts['out'])}: {len(made.seeds):,} samples, {took}")
+    emit(f"  {shown(facts['files']['picture'])}")
 
 
 def _labels(trained: Trained, classes: list[int] | None, count: int) -> Tensor | None:

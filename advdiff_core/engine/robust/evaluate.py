@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from attrs import evolve
 
 from advdiff_core.engine import strict_json
+from advdiff_core.engine.distributed import World
 from advdiff_core.engine.fsio import sweep_temps, write_atomic
 from advdiff_core.engine.lock import Lock
 from advdiff_core.engine.robust import result
@@ -19,7 +20,7 @@ from advdiff_core.engine.robust.findings import Findings
 from advdiff_core.engine.robust.gather import flags_of
 from advdiff_core.engine.robust.guard import digest_of
 from advdiff_core.engine.robust.job import AttackJob, Entry, entries, stages
-from advdiff_core.engine.robust.journal import Journal, claim
+from advdiff_core.engine.robust.journal import JOURNAL, Followed, Journal, Record, claim
 from advdiff_core.engine.robust.purified import draw_notes, stand_in_flags
 from advdiff_core.engine.robust.runner import Runner
 from advdiff_core.engine.robust.saved import missing_saved, save_examples
@@ -59,24 +60,53 @@ def attack_run(
         UsageError: If the job does not fit the run, or the folder holds another evaluation.
         UnsoundError: If an attack fails or breaks its budget; no number is then stated.
         Interrupted: If a signal asked to stop; whole buckets are kept.
+
+    Several processes (`trained.world`) share the work: each of them calls this.
     """
     built = entries(job, trained.experiment)
     subject = make_subject(job, trained.experiment)
     _check_radii(job, subject)
     config = _config(trained, job, built, subject)
-    folder = _folder(trained, job, config)
+    folder, world = _folder(trained, job, config), trained.world
+    with ExitStack() as stack:
+        stored = world.ranks.on_main(lambda: _opened(folder, config, job, stack))
+        if stored is not None:
+            return result.RobustReport.from_json(folder, stored)
+        stack.enter_context(_exact())
+        runner = _runner(trained, job, built, subject, _journal(folder, world, stack))
+        runner.stop, runner.world = stop, world
+        runner.tell = tell if world.is_main else lambda line: None
+        runner.run()
+        tables = world.ranks.on_main(lambda: _finish(runner, folder, config, trained).as_json())
+        return result.RobustReport.from_json(folder, tables)
+
+
+def _opened(
+    folder: Path, config: Mapping[str, Any], job: AttackJob, stack: ExitStack
+) -> dict[str, Any] | None:
+    """Take the folder for this evaluation; its report, if it has been finished."""
     claim(folder, config)
-    with Lock(folder / ".lock"):
-        sweep_temps(folder)
-        stored = folder / REPORT
-        if stored.exists() and not missing_saved(folder, job.save):
-            tables = strict_json.loads(read_bytes(stored, limit=2**30), where=str(stored))
-            return result.RobustReport.from_json(folder, tables)
-        with closing(Journal(folder)) as journal, _exact():
-            runner = _runner(trained, job, built, subject, journal)
-            runner.stop, runner.tell = stop, tell
-            runner.run()
-            return _finish(runner, folder, config, trained)
+    stack.enter_context(Lock(folder / ".lock"))
+    sweep_temps(folder)
+    stored = folder / REPORT
+    if not stored.exists() or missing_saved(folder, job.save):
+        return None
+    tables: dict[str, Any] = strict_json.loads(read_bytes(stored, limit=2**30), where=str(stored))
+    return tables
+
+
+def _journal(folder: Path, world: World, stack: ExitStack) -> Record:
+    """The journal, which the main process writes and the others follow."""
+    if world.size == 1:
+        return stack.enter_context(closing(Journal(folder)))
+    mine: list[Journal] = []
+
+    def read() -> list[dict[str, Any]]:
+        mine.append(stack.enter_context(closing(Journal(folder))))
+        return mine[0].rows
+
+    rows = world.ranks.on_main(read)
+    return mine[0] if mine else Followed(folder / JOURNAL, rows)
 
 
 @contextmanager
@@ -92,7 +122,7 @@ def _exact() -> Iterator[None]:
 
 
 def _runner(
-    trained: Trained, job: AttackJob, built: tuple[Entry, ...], subject: Subject, journal: Journal
+    trained: Trained, job: AttackJob, built: tuple[Entry, ...], subject: Subject, journal: Record
 ) -> Runner:
     scale = _scale(trained, subject)
     findings = Findings(norm=job.norm, size=_size(trained), verdicts=subject.verdicts, scale=scale)

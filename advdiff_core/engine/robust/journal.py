@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from attrs import define
 
 from advdiff_core.engine import strict_json
 from advdiff_core.engine.fsio import FileSystem, make_dirs, reported, write_atomic
 from advdiff_core.engine.safe_read import read_bytes
 from advdiff_core.errors import DataError, UsageError
 
-__all__ = ["CONFIG", "JOURNAL", "Journal", "claim"]
+__all__ = ["CONFIG", "JOURNAL", "Followed", "Journal", "Record", "claim"]
 
 CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
@@ -50,6 +52,38 @@ def _difference(old: Any, new: Any, at: str = "") -> tuple[str, Any, Any]:
         return (at or "config", old, new) if old != new else ("", None, None)
     inner = (_difference(a, b, f"{at}.{key}" if at else key) for key, a, b in pairs)
     return next((found for found in inner if found[0]), ("", None, None))
+
+
+class Record(Protocol):
+    """The lines of an evaluation so far.
+
+    Attributes:
+        path: The file.
+        rows: The lines that are there, oldest first.
+    """
+
+    path: Path
+    rows: list[dict[str, Any]]
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line."""
+
+
+@define(eq=False)
+class Followed:
+    """The journal as the other processes of an evaluation see it, of which the main one writes it.
+
+    Attributes:
+        path: The file.
+        rows: The lines that are there, oldest first.
+    """
+
+    path: Path
+    rows: list[dict[str, Any]]
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Note a line that the main process writes."""
+        self.rows.append(dict(row))
 
 
 class Journal:

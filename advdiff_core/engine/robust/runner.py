@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from advdiff_core.draws import SampleDraws
+from advdiff_core.engine.distributed import World
 from advdiff_core.engine.failpoints import failpoint
 from advdiff_core.engine.robust.checker import check_inputs, slack
 from advdiff_core.engine.robust.findings import CLEAN, Findings
 from advdiff_core.engine.robust.guard import Guard, keyed_randomness, own_randomness
 from advdiff_core.engine.robust.job import AttackJob, Entry, Stage
-from advdiff_core.engine.robust.journal import Journal
+from advdiff_core.engine.robust.journal import Record
 from advdiff_core.engine.robust.subjects import Outcome, Start, Subject
 from advdiff_core.engine.robust.watch import Tally, Watched
 from advdiff_core.engine.signals import StopFlag
@@ -135,17 +137,20 @@ class Runner:
         stop: Set by a signal; honoured after the bucket in progress.
         tell: Gets a line per stage.
         kept: Searches of this process that found something, for those who save examples.
+        world: Processes that share the buckets: each bucket is run by one of them and recorded by
+            the main one, in the order in which a single process runs them.
     """
 
     subject: Subject
     job: AttackJob
     entries: tuple[Entry, ...]
     stages: tuple[Stage, ...]
-    journal: Journal
+    journal: Record
     findings: Findings
     stop: StopFlag | tuple[()] = ()
     tell: Callable[[str], None] = field(default=lambda line: None)
     kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(factory=dict)
+    world: World = field(factory=World)
     _next: int = field(default=0, init=False)
 
     def run(self) -> None:
@@ -157,15 +162,13 @@ class Runner:
         """
         guard = Guard(self.subject.module)
         for case in self.subject.cases:
-            for ids in cut(self.subject.ids, self.job.batch):
-                self._clean(case, ids)
+            self._clean(case)
         for stage in self.stages:
             began = self._next
             left = self.findings.survivors(stage.case, stage.entry, stage.level)
-            for ids in cut(left, self.job.batch):
-                self._bucket(stage, ids)
+            self._stage(stage, left)
             if self._next > began:
-                guard.check(stage.name)
+                self.world.ranks.agree(partial(guard.check, stage.name))
             self._say(stage, len(left))
 
     def _recorded(self, stage: str | int, ids: list[int]) -> Mapping[str, Any] | None:
@@ -180,41 +183,64 @@ class Runner:
         self._next += 1
         return row
 
-    def _record(self, row: dict[str, Any]) -> None:
-        failpoint("robust.bucket")
-        self.journal.append(row)
-        self._next += 1
-        if self.stop:
+    def _rows(
+        self, name: str | int, ids: Sequence[int], make: Callable[[list[int]], dict[str, Any]]
+    ) -> Iterator[Mapping[str, Any]]:
+        """The lines of all buckets of a stage, out of the journal or made and recorded now."""
+        buckets = list(cut(ids, self.job.batch))
+        while buckets and (row := self._recorded(name, buckets[0])) is not None:
+            buckets.pop(0)
+            yield row
+        for first in range(0, len(buckets), self.world.size):
+            yield from self._round(buckets[first : first + self.world.size], make)
+
+    def _round(
+        self, buckets: list[list[int]], make: Callable[[list[int]], dict[str, Any]]
+    ) -> Iterator[Mapping[str, Any]]:
+        """Make a bucket on each process, and record them in their order."""
+
+        def mine() -> dict[str, Any] | None:
+            return make(buckets[self.world.rank]) if self.world.rank < len(buckets) else None
+
+        made = [row for row in self.world.ranks.agree(mine) if row is not None]
+        self.world.ranks.agree(lambda: self._record(made))
+        yield from made
+        if self.world.any(bool(self.stop)):
             message = "stopped; whole buckets are kept"
             fix = "go on with the same command"
             raise Interrupted(message, where=str(self.journal.path.parent), fix=fix)
 
-    def _clean(self, case: str, ids: list[int]) -> None:
+    def _record(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            failpoint("robust.bucket")
+            self.journal.append(row)
+            self._next += 1
+
+    def _clean(self, case: str) -> None:
         stage = f"{CLEAN} {case}".strip()
-        row = self._recorded(stage, ids)
-        if row is None:
+
+        def make(ids: list[int]) -> dict[str, Any]:
             start = self.subject.start(case, ids)
             with keyed_randomness((self.job.seed, CLEAN, case, ids[0]), start.x.device):
                 outcome = self.subject.outcome(case, start, start.x)
-            made: dict[str, Any] = {
+            return {
                 "stage": stage, "ids": ids, "score": _numbers(outcome.score),
                 "labels": None if start.y is None else start.y.tolist(),
                 "not_finite": int((~outcome.finite).sum()),
             }  # fmt: skip
-            self._record(made)
-            row = made
-        self.findings.add_clean(case, row)
 
-    def _bucket(self, stage: Stage, ids: list[int]) -> None:
-        row = self._recorded(stage.number, ids)
-        if row is None:
+        for row in self._rows(stage, self.subject.ids, make):
+            self.findings.add_clean(case, row)
+
+    def _stage(self, stage: Stage, left: Sequence[int]) -> None:
+        def make(ids: list[int]) -> dict[str, Any]:
             began = time.monotonic()
             done = self.search(stage, ids)
-            made = self._row(stage, done, time.monotonic() - began)
             self._keep(stage, done)
-            self._record(made)
-            row = made
-        self.findings.add(stage.case, stage.entry, stage.number, row)
+            return self._row(stage, done, time.monotonic() - began)
+
+        for row in self._rows(stage.number, left, make):
+            self.findings.add(stage.case, stage.entry, stage.number, row)
 
     def search(self, stage: Stage, ids: list[int]) -> Searched:
         """Run a stage on some samples, without recording it."""
