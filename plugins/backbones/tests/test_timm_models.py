@@ -222,6 +222,13 @@ def test_missing_network_names_where_to_put_the_file(monkeypatch, tmp_path):
     assert len(caught.value.lines()) == 1
 
 
+def test_a_model_that_brings_weights_is_not_warned_of():
+    """Frozen and untrained is what an encoder is; only random weights are odd."""
+    assert not settings_of("test_vit").brings_weights
+    assert settings_of("test_vit", pretrained=True).brings_weights
+    assert settings_of("test_vit", weights="a.safetensors").brings_weights
+
+
 def test_models_without_weights_say_so():
     """A model for which timm has no weights is refused when they are asked for."""
     assert not timm.get_pretrained_cfg("starnet_s100").has_weights

@@ -79,6 +79,11 @@ class TimmFamily(Backbone):
             0, help="logits; 0: as many as the data have classes, else the model's own", ge=0
         )
 
+        @property
+        def brings_weights(self) -> bool:
+            """True unless it starts from random weights."""
+            return self.pretrained or self.weights is not None
+
     @classmethod
     def settings_type(cls, variant: str | None) -> type[Any]:
         """The settings of one model.
