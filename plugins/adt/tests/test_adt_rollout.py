@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from advdiff_adt.rollout import Rollout, rollout_of
+from advdiff_adt.rollout import Decoded, Real, Rollout, rollout_of
 from advdiff_adt.rules import RULES
 from advdiff_adt.terms import Adversarial, Reward
 from advdiff_adt.terms_discriminate import Discriminate
@@ -127,6 +127,32 @@ def test_only_the_discriminator_acting_builds_no_graph_of_the_generator() -> Non
     with saving:
         off.get(rollout)
     assert not kept
+
+
+def test_judges_of_latents_see_them_decoded() -> None:
+    """Rollout and data pass the frozen decoder, and the generator's gradient passes it back."""
+    net = {"settings": MLP.Settings(width=8, blocks=1), "parametrization": "none", "frozen": True}
+    models = {
+        "student": Model(MLP, MLP.Settings(width=16, blocks=1), train=True),
+        "decoder": Model(MLP, **net), "discriminator": Model(BenchCritic, kind="discriminator"),
+    }  # fmt: skip
+    made = build_stage(data=DATA, models=models)
+    judge, tune = players(made, keys(decoder="decoder"))
+    turns = [judge, evolve(tune, weights={"denoise": 0.0})]
+    result = run_step(made, turns, samples())
+    assert result.counted == result.planned
+    # Real once, generated once for both players; back through it for the generator alone.
+    assert result.counted["decoder"] == Cost(2, 1, 0)
+    step, decoder = result.steps[0], made.scene.roles["decoder"].module
+    step.enter(turns[1].phase(), [])
+    seen = [query for query in step.plan.order if isinstance(query, Decoded)]
+    for query in seen:
+        with torch.no_grad():
+            wanted = decoder(step.get(query.of)).output
+        torch.testing.assert_close(step.get(query), wanted)
+    assert {type(query.of) for query in seen} == {Rollout, Real}
+    tuned = [grad for name, grad in result.grads.items() if name.startswith("models.student")]
+    assert max(float(grad.abs().max()) for grad in tuned) > 0
 
 
 def test_rollouts_of_equal_keys_are_one_query() -> None:
