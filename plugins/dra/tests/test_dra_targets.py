@@ -214,7 +214,7 @@ def test_massive_channels_are_found_on_noise_and_zeroed() -> None:
     build = found.build
     keys = type(found.settings)(tap="blocks.1", sigma=0.2, massive=20.0, pooling="none")
     cleaned = type(found)(keys, build)
-    assert cleaned.scale.eq(0).nonzero().flatten().tolist() == [5, 11]
+    assert cleaned.reader.scale.eq(0).nonzero().flatten().tolist() == [5, 11]
     features = cleaned(images(), LABELS, draws())
     assert torch.equal(features[..., [5, 11]], torch.zeros(6, 16, 2))
 

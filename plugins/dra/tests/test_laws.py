@@ -7,6 +7,7 @@ from advdiff_core.testing import laws
 SGD = {"use": "sgd", "lr": 0.01}
 ATTACKED = {"attack": {"use": "toy-fgsm", "random_start": True}}
 HIDDEN = {"tap": "hidden"}
+UNET = {"use": "unet", "channels": 8, "channel_mult": [1, 2], "blocks": 1}
 
 EXAMPLES: dict[str, list[object]] = {
     "optimizer:awp": [{"optimizer": SGD}, {"optimizer": SGD, "gamma": 0.01, "after": 64}],
@@ -16,12 +17,30 @@ EXAMPLES: dict[str, list[object]] = {
     ],
     "backbone:diffusion-classifier": [
         {
-            "denoiser": {"use": "unet", "channels": 8, "channel_mult": [1, 2], "blocks": 1},
+            "denoiser": UNET,
             "tap": "mid.1",
             "outputs": 3,
         },
     ],
     "alignment_target:encoder-features": [{"tap": "hidden"}],
+    "alignment_target:latent-diffusion-features": [
+        {
+            "encoder": UNET,
+            "latent": "mid.1",
+            "denoiser": {**UNET, "conditional": True},
+            "tap": "mid.1",
+            "level": "random",
+        },
+        {
+            "encoder": UNET,
+            "latent": "mid.1",
+            "denoiser": UNET,
+            "tap": "mid.1",
+            "pooling": "none",
+            "noise": "fixed",
+            "inputs": "unit",
+        },
+    ],
     "alignment_target:noisy-classifier-features": [{"tap": "hidden"}],
     "metric:classification-dimension": [{**ATTACKED, "norm": "l2", "head": "probe", **HIDDEN}],
     "metric:cknna": [{"k": 3, "clip": 1.0, "other": HIDDEN, **HIDDEN}],

@@ -53,6 +53,7 @@ class NoiseLevels(nn.Module):
     Args:
         keys: Settings with the keys of `LevelSettings`.
         build: What the target is told: schedule, data.
+        shape: Shape of what is noised; that of the data if left out.
 
     Raises:
         RecipeError: R10 if a level is named twice or lies outside of the schedule.
@@ -61,14 +62,15 @@ class NoiseLevels(nn.Module):
     #: The fixed noise [1, ...]; None where it is fresh.
     eps: Tensor | None
 
-    def __init__(self, keys: Any, build: Build) -> None:
+    def __init__(self, keys: Any, build: Build, shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
         assert build.schedule is not None, "every recipe has a schedule"
         assert build.data is not None
+        shape = build.data.shape if shape is None else shape
         self.keys, self.schedule = keys, build.schedule
         #: The fixed time; None where times are drawn.
         self.t = None if keys.level == "random" else _fixed_time(keys, build, build.schedule)
-        drawn = torch.randn(1, *build.data.shape, generator=build.generator("noise"))
+        drawn = torch.randn(1, *shape, generator=build.generator("noise"))
         self.register_buffer("eps", drawn if keys.noise == "fixed" else None, persistent=False)
 
     def times(self, x0: Tensor, rng: Draws) -> Tensor:
