@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -453,23 +452,3 @@ def test_recipe_without_validation_is_frozen_as_before(tmp_path):
     recipe = tiny(**MEASURED)
     run = train(recipe, out=tmp_path).run
     assert load_recipe(run / "recipe.lock.toml").validate == recipe.validate
-
-
-def test_numbers_of_the_main_process_count_for_all(monkeypatch, tmp_path):
-    """Another process measures nothing, and learns what the main one found."""
-    text = json.dumps({"metrics": {"score": 4.0}})
-    world = SimpleNamespace(is_main=False, size=2, gather=lambda mine: [text if not sent else ""])
-    sent = []
-
-    def gather(mine):
-        assert mine == ""
-        sent.append(mine)
-        return [text if len(sent) == 1 else "", ""]
-
-    world.gather = gather
-    scene = SimpleNamespace(compute=SimpleNamespace(device=torch.device("cpu")), seed=0)
-    experiment = SimpleNamespace(scene=scene)
-    validator = Validator(settings=Validate(), experiment=experiment, metrics={})
-    numbers, best = validator.measure(None, 8, world)
-    assert (numbers, best) == ({"score": 4.0}, True)
-    assert validator.standing.nimg == 8
