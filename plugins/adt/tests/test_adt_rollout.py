@@ -131,10 +131,10 @@ def test_only_the_discriminator_acting_builds_no_graph_of_the_generator() -> Non
 
 def test_judges_of_latents_see_them_decoded() -> None:
     """Rollout and data pass the frozen decoder, and the generator's gradient passes it back."""
-    net = {"settings": MLP.Settings(width=8, blocks=1), "parametrization": "none", "frozen": True}
     models = {
         "student": Model(MLP, MLP.Settings(width=16, blocks=1), train=True),
-        "decoder": Model(MLP, **net), "discriminator": Model(BenchCritic, kind="discriminator"),
+        "decoder": Model(BenchNet, parametrization="none", frozen=True),
+        "discriminator": Model(BenchCritic, kind="discriminator"),
     }  # fmt: skip
     made = build_stage(data=DATA, models=models)
     judge, tune = players(made, keys(decoder="decoder"))
