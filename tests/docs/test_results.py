@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,17 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SCRIPTS = {
     "robustadv": ("vitro", "sweeps", "images", "mnist", "probes"),
     "atdiff": ("points", "digits", "images", "ablation", "robustness"),
+    "dra": ("teachers", "probes", "classifiers", "standard", "sweeps", "analyses"),
+}
+
+
+#: Numbers of metrics whose names do not depend on settings, of those that pages show.
+NUMBERS = {
+    "accuracy": ("accuracy",),
+    "uniformity-alignment": ("uniformity", "alignment"),
+    "frequency-saliency": ("saliency_low", "saliency_mid", "saliency_high"),
+    "classification-dimension": ("cls_95", "cls_99", "robust_dim"),
+    "noise-head-eot": ("noise_head_single", "noise_head_eot"),
 }
 
 
@@ -29,7 +40,7 @@ class Rehearsal:
     """What a script asks its lab for: recipes with changed keys, measurements, records."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = self.out = folder
         self.recipes: dict[Path, tuple[Path, dict[str, Any]]] = {}
         self.asked: list[tuple[Path, dict[str, Any]]] = []
         self.records: dict[str, Any] = {}
@@ -54,6 +65,18 @@ class Rehearsal:
             found |= {f"{name}{end}": 1.0 for name in _numbers(one)}
         return {"metrics": found}
 
+    def shards(self, run: Path, name: str, count: int, keys: Mapping[str, Any]) -> Path:
+        """A folder of images that is not there; how they are drawn is loaded, too."""
+        del count
+        self.asked.append((run, dict(keys)))
+        return self.folder / name
+
+    def attack(self, run: Path, name: str, words: Sequence[object]) -> dict[str, Any]:
+        """A report of nothing."""
+        assert run in self.recipes, name
+        assert "--attack" in words, name
+        return dict.fromkeys(("clean", "curve", "stages", "flags"))
+
     def record(self, name: str, found: Any) -> None:
         """Kept, as JSON would."""
         self.records[name] = json.loads(json.dumps(found))
@@ -62,7 +85,7 @@ class Rehearsal:
 def _numbers(metric: Mapping[str, Any]) -> Iterator[str]:
     """Names of a metric's numbers, of those that pages show."""
     inner = metric.get("metric", metric)
-    end = f"_{inner['role']}_{inner['tap']}" if "tap" in inner else ""
+    end = f"_{inner['role']}_{inner['tap']}" if {"role", "tap"} <= set(inner) else ""
     name = inner["use"].replace("-", "_") + end
     if metric["use"] == "few-steps":
         for steps in metric["steps"]:
@@ -76,6 +99,16 @@ def _numbers(metric: Mapping[str, Any]) -> Iterator[str]:
     elif metric["use"] == "distribution-gap":
         for part in ("sliced", "sliced_floor", "sliced_worst", "eps_norm", "variance"):
             yield f"gap_{part}"
+    elif metric["use"] == "linear-probe":
+        yield "probe_accuracy"
+        yield from (f"probe_robust_accuracy_{255 * eps:g}" for eps in metric["eps"])
+    elif metric["use"] == "probe-sweep":
+        yield from (
+            f"probe_{tap}_{level:g}" for tap in metric["taps"] for level in metric["sigmas"]
+        )
+    elif metric["use"] == "topk-sae":
+        yield from (f"sae_fvu_k{k}" for k in metric["k"])
+    yield from NUMBERS.get(metric["use"], (name,))
 
 
 @pytest.fixture
@@ -98,9 +131,13 @@ def rehearse(stage: Any, monkeypatch: pytest.MonkeyPatch, folder: str, name: str
     """What one script would do."""
     told = Rehearsal(Path("/nowhere"))
     script = stage(folder, name)
+    words = [name, "--out", str(told.folder), "--data", "data"]
+    if folder == "dra":
+        words += ["--base", "base"]
+        monkeypatch.setattr(stage(folder, "teachers"), "widened", lambda *given: given[1])
     monkeypatch.setattr(script, "open_lab", lambda given: told)
     monkeypatch.setattr(script, "record", lambda *given: None, raising=False)
-    monkeypatch.setattr(sys, "argv", [name, "--out", str(told.folder), "--data", "data"])
+    monkeypatch.setattr(sys, "argv", words)
     script.main()
     return told
 
@@ -160,3 +197,66 @@ def test_the_page_of_atdiff_shows_every_record_and_says_what_is_missing(
     assert "| free AT, full | 21312 | 1 (1) |" in found[True]
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {f"atdiff-{end}.png" for end in ("points", "digits", "cifar16", "noise")}
+
+
+#: A classifier under attack, as the scripts keep it: two of four images stay right.
+HITS = {"count": 4, "hits": 2, "low": 0.15, "high": 0.85}
+REPORT = {
+    "clean": {"": HITS}, "curve": [{"worst": HITS}], "flags": [],
+    "stages": [{"name": "autoattack/apgd-ce", "broken": 1}],
+}  # fmt: skip
+
+
+def run_of_dra(robust: str) -> dict[str, Any]:
+    """A run of which these images stay right."""
+    return {"metrics": {"accuracy": 0.5}, "attack": REPORT, "robust": robust, "seconds": 1.0}
+
+
+def records_of_dra(stage: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Records as the scripts keep them; attacks, which a rehearsal does not run, are made up."""
+    records = {}
+    for name in SCRIPTS["dra"]:
+        records |= rehearse(stage, monkeypatch, "dra", name).records
+    seeds = {str(seed): run_of_dra("1100") for seed in (1, 2)}
+    better = {str(seed): run_of_dra("1110") for seed in (1, 2, 3)}
+    records["classifiers"]["runs"] = {"at": seeds, "at-dra": better, "dm": {}}
+    records["standard"]["runs"] = {"at": REPORT}
+    records["sweeps"]["runs"] = [{"sigma": 0.06, "weight": 2.0, **run_of_dra("1100")}]
+    return records
+
+
+def test_the_page_of_dra_shows_every_record_and_says_what_is_missing(
+    stage: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Means and comparisons in pairs, over the seeds that both have; parts without a record."""
+    pytest.importorskip("matplotlib")
+    records = records_of_dra(stage, monkeypatch)
+    page, parts = stage("dra", "page"), stage("dra", "page_analyses")
+    monkeypatch.setattr(page, "HERE", tmp_path)
+    found = {}
+    for known in (records, {}):
+        for module in (page, parts):
+            monkeypatch.setattr(module, "record", lambda folder, name, known=known: known.get(name))
+        monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "runs")])
+        page.main()
+        found[bool(known)] = (tmp_path / "dra.md").read_text()
+    assert found[False].count("not run for want of time") == len(SCRIPTS["dra"]) - 1
+    assert "not run for want of time" not in found[True]
+    assert "| AT + DRA | 3 | 50.0 (50.0-50.0) | 75.0 (75.0-75.0) |" in found[True]
+    assert "| AT + DRA against AT | +0.0, higher in 0 of 2 | +25.0 +- 49.0, hig" in found[True]
+    assert "Not finished: DM-AT, DM-AT + DRA, DM-AT + noisy-input teacher" in found[True]
+    assert "| AT | 50.0 (15.0-85.0) | 50.0 (15.0-85.0) | apgd-ce 1 | none |" in found[True]
+    assert "| 2 | 0.06 | 50.0 | 50.0 (15.0-85.0) |" in found[True]
+
+
+def test_images_count_once_in_a_comparison_however_many_seeds_were_attacked(stage: Any) -> None:
+    """The interval is that of four images, not of eight: 1.96 * stdev / sqrt(4), by hand."""
+    paired = stage("dra", "paired")
+    base = {"1": run_of_dra("1000"), "2": run_of_dra("1000"), "3": run_of_dra("1111")}
+    ours = {"1": run_of_dra("1100"), "2": run_of_dra("1110")}
+    found = paired.change(ours, base)
+    each = [0.0, 1.0, 0.5, 0.0]
+    deviation = (sum((value - 0.375) ** 2 for value in each) / 3) ** 0.5
+    assert found.mean == pytest.approx(37.5)
+    assert found.error == pytest.approx(100 * 1.96 * deviation / 2)
+    assert (found.higher, found.seeds) == (2, 2)
