@@ -29,7 +29,7 @@ ATTACKED = 1_000
 TAP, SIGMA = "mid.1", 0.06
 WEIGHT = 0.5
 #: Synthetic images, and evaluations of the network for each.
-SYNTHETIC, STEPS = 20_000, 15
+SYNTHETIC, STEPS = 20_000, 12
 FRACTION = 0.7
 UNET = {
     "use": "unet", "channels": 32, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [8],

@@ -15,8 +15,8 @@ from arms import SEEDS, SIGMA, WEIGHT, attacked, train
 from classifiers import FAST, NAME
 from here import arguments, open_lab
 
-WEIGHTS = (0.1, 2.0, 1.0, 4.0)
-SIGMAS = (0.25, 0.02, 1.0)
+WEIGHTS = (0.1, 2.0, 4.0)
+SIGMAS = (0.25, 1.0)
 ARM = "at-dra"
 #: Sigma and weight of each run, the one of the main table first.
 POINTS = (
