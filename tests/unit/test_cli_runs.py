@@ -50,6 +50,11 @@ print(json.dumps(results))
 """
 
 RUN = "runs/00000-moons"
+VALIDATED = "three/00000-moons"
+VALIDATE = [
+    "-s", "validate.metrics=[{use='sliced-wasserstein'}]", "-s", "validate.goal=min",
+    "-s", "validate.every=64", "-s", "validate.num=16",
+]  # fmt: skip
 EVALUATE = ["evaluate", "two/00000-moons"]
 CALLS = {
     "plan": ["plan", "moons.toml", "--json"],
@@ -84,6 +89,14 @@ CALLS = {
     "borrowed from nowhere": [*EVALUATE, "--metrics", "nowhere"],
     "borrowed and attacked": [*EVALUATE, "--metrics", "other.toml", "--attack", "pgd"],
     "other data": [*EVALUATE, "-s", "data.count=400"],
+    "validated": ["train", "moons.toml", *VALIDATE, "--out", "three", "--json"],
+    "validated text": ["train", "moons.toml", *VALIDATE, "--out", "four"],
+    "show validated": ["show", VALIDATED],
+    "show validated json": ["show", VALIDATED, "--json"],
+    "evaluate best": ["evaluate", VALIDATED, "--checkpoint", "best", "--json"],
+    "sample best": ["sample", VALIDATED, "--num", "2", "--checkpoint", "best", "--out", "best"],
+    "sample no best": ["sample", RUN, "--checkpoint", "best"],
+    "sample newest": ["sample", RUN, "--checkpoint", "newest"],
     "contradiction": ["train", "--resume", RUN, "--out", "x"],
     "no run": ["sample", "nosuch"],
     "not a run": ["evaluate", "."],
@@ -221,6 +234,21 @@ def test_show_tells_how_far_a_run_is(done: dict[str, Any]) -> None:
     assert "256 of 256 (100 %)" in done["show text"]["out"]
 
 
+def test_best_weights_are_told_and_can_be_named(done: dict[str, Any]) -> None:
+    """Which they are is printed by train and show; evaluate and sample take them."""
+    best = result(done, "validated")["best"]
+    assert best["number"] == "sliced_wasserstein"
+    words = f"sliced_wasserstein {best['value']:.4g} at {best['nimg']:,} images"
+    printed = done["validated text"]["out"]
+    assert f"best {words}: measure it by --checkpoint best, start from it by" in printed
+    assert "init = 'four/00000-moons/best'" in printed
+    assert words in done["show validated"]["out"]
+    assert result(done, "show validated json")["best"] == best
+    assert result(done, "evaluate best")["nimg"] == best["nimg"]
+    assert done["sample best"]["code"] == 0, done["sample best"]["err"]
+    assert "validation at 64 images: sliced_wasserstein" in done["validated"]["err"]
+
+
 def test_report_is_written_beside_the_run(done: dict[str, Any]) -> None:
     """`RUN/report.html` for one run; several compare in a file of their own."""
     found = result(done, "report")
@@ -245,6 +273,8 @@ def test_a_run_goes_on_and_repeats(done: dict[str, Any]) -> None:
     [
         ("sample labels", 2, "advdiff: error --labels: found 7, but the data have"),
         ("sample none", 4, f"advdiff: error[S02] {RUN}: has no checkpoint 7; it has 128, 256"),
+        ("sample no best", 4, f"advdiff: error[S02] {RUN}: no checkpoint is the best: nothing was"),
+        ("sample newest", 2, "advdiff: error --checkpoint: found 'newest', wanted a number of ima"),
         ("contradiction", 2, "advdiff: error advdiff train: --out and --resume contradict"),
         ("other data", 4, "advdiff: error[R15] two/00000-moons: data.count was 500 when the run"),
         ("no run", 4, "advdiff: error[S02] nosuch: there is no run folder here"),

@@ -83,7 +83,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "robust": dict(record.robust),
         "last": dict(record.rows[-1]) if record.rows else {},
         "checkpoints": record.checkpoints,
-        "best": record.standing.as_json() if str(record.standing) else {},
+        **({"best": record.standing.as_json()} if record.standing.number else {}),
         "provenance": record.provenance,
         "problems": record.problems,
     }

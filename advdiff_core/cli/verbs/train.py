@@ -117,7 +117,7 @@ def _print(result: RunResult, as_json: bool) -> None:
         emit_json({
             "run": result.run, "nimg": result.nimg, "seconds": result.seconds,
             **measured_json(result.evaluation), "metrics": result.metrics,
-            "best": dict(result.best),
+            **({"best": dict(result.best)} if result.best else {}),
         })  # fmt: skip
         return
     emit(f"{shown(result.run)}: {result.nimg:,} images, {clock(result.seconds)}")

@@ -246,3 +246,16 @@ metrics = [
     page = (tmp_path / "runs" / "00000-moons" / "report.html").read_text()
     assert "train_accuracy#2" in page
     assert "Wilson, 95 %" in page
+
+
+def test_training_images_are_read_once_however_often_a_run_is_validated():
+    """A later measurement counts the copies without reading the training data again."""
+    x = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    made = _nested(_Pixels(x, torch.zeros(6, dtype=torch.int64)))
+    first = FakeEvaluation(
+        clean=2 * x[:2] - 1, labels=torch.zeros(2), modules={"student": _Classifier()}
+    )
+    later = FakeEvaluation(clean=None, labels=None, modules={"student": _Classifier()})
+    assert made.compute(first) == made.compute(later)
+    assert later.notes == first.notes
+    assert "2 of 6 images are among the 2 training images" in later.notes[0]

@@ -78,6 +78,7 @@ class Accuracy(Metric):
             fix = 'name a backbone with parametrization = "none"'
             raise refused(build, "role", message, fix)
         self._data: Dataset | None = None
+        self._known: Seen | None = None
         if settings.data is not None:
             self._data = cast("Dataset", build.nested(settings.data))
         self._check_data()
@@ -138,8 +139,11 @@ class Accuracy(Metric):
         """The training images, which images of another dataset may not be."""
         if self._data is None:
             return None
-        domain = self.build.data.domain if self.build.data is not None else None
-        return Seen(evaluation.clean, domain)
+        if self._known is None:
+            # Data do not change while a run is validated again and again.
+            domain = self.build.data.domain if self.build.data is not None else None
+            self._known = Seen(evaluation.clean, domain)
+        return self._known
 
     def _limit(self, count: int) -> int:
         return min(count, self.settings.images or count)
