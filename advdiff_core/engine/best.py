@@ -58,9 +58,24 @@ class Standing:
         """
         if not noted:
             return cls()
-        if not isinstance(noted, Mapping) or noted.keys() != cls().as_json().keys():
+        if not isinstance(noted, Mapping) or noted.keys() != _TYPES.keys():
             raise DataError("is no record of measurements", code="S15", where="validation")
+        for name, types in _TYPES.items():
+            if type(noted[name]) not in types:
+                message = f"is no record of measurements: {name} is {noted[name]!r}"
+                raise DataError(message, code="S15", where="validation")
         return cls(**noted)
+
+
+#: Types of what a record of measurements holds.
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "number": (str,),
+    "goal": (str,),
+    "value": (float, int, type(None)),
+    "nimg": (int,),
+    "measured": (int,),
+    "over": (bool,),
+}
 
 
 def read_standing(checkpoints: Path) -> Standing:

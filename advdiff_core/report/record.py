@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 from advdiff_core.engine import strict_json
 from advdiff_core.engine.best import Standing, read_standing
@@ -73,7 +73,7 @@ class RunRecord:
     evaluation: Mapping[str, Any]
     robust: tuple[tuple[str, Mapping[str, Any]], ...]
     checkpoints: tuple[int, ...]
-    standing: Standing
+    standing: Standing = field(factory=Standing)
     plan: Mapping[str, Any]
     provenance: Mapping[str, Any]
     pictures: tuple[Picture, ...]

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import tomli_w
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from advdiff_core.engine import strict_json
+from advdiff_core.engine.best import Standing
 from advdiff_core.errors import DataError
 from advdiff_core.hooks.specs import Section
 from advdiff_core.report.facts import facts
@@ -117,6 +119,7 @@ def record_of(folder: Path, word: str = "word", **changes: Any) -> RunRecord:
         "evaluation": {"nimg": 2000, "metrics": {word: 1.25}, "protocols": protocols},
         "robust": ((word, robust_of(word)),),
         "checkpoints": (2000, 1000),
+        "standing": Standing(number=word, value=0.5, nimg=1000, measured=2000),
         "plan": {"roles": {word: passes}},
         "provenance": {"device_name": word, "torch": word, "threads": 2, "autocast": "None"},
         "pictures": (),
@@ -367,6 +370,24 @@ def test_record_tells_the_state_of_a_run(run_folder: Path) -> None:
     assert read_record(run_folder).state == "stopped"
     (run_folder / "metrics.jsonl").unlink()
     assert read_record(run_folder).state == "not begun"
+
+
+def test_report_says_which_weights_are_the_best_and_draws_what_was_measured() -> None:
+    """Of a run with `[validate]`; numbers of the log get a chart like any other."""
+    rows = tuple({"nimg": n, "validate/robust": n / 1e4} for n in (0, 1000, 2000))
+    standing = Standing(number="robust", value=0.5, nimg=1000, measured=2000)
+    record = record_of(Path("/r/a"), rows=rows, standing=standing)
+    assert ("best", "robust 0.5 at 1,000 images") in facts(record)
+    assert "validate/robust" in render([record])
+    assert "best" not in dict(facts(record_of(Path("/r/a"), standing=Standing())))
+
+
+def test_run_that_ended_early_is_finished(run_folder: Path) -> None:
+    """Patience is an end like the last image."""
+    over = Standing(number="robust", value=0.5, nimg=500, measured=1000, over=True)
+    stopped = record_of(run_folder, checkpoints=(1000,), standing=evolve(over, over=False))
+    assert stopped.state == "stopped"
+    assert evolve(stopped, standing=over).state == "finished"
 
 
 VALUES = st.recursive(

@@ -392,7 +392,19 @@ def test_standing_survives_a_damaged_newest_checkpoint(tmp_path):
     assert read_standing(run / "checkpoints").measured < 80
 
 
-@pytest.mark.parametrize("noted", [[1], {"value": 1}, "x", {**Standing().as_json(), "more": 1}])
+@pytest.mark.parametrize(
+    "noted",
+    [
+        [1],
+        {"value": 1},
+        "x",
+        {**Standing().as_json(), "more": 1},
+        {**Standing().as_json(), "value": "0.5"},
+        {**Standing().as_json(), "nimg": 1.5},
+        {**Standing().as_json(), "number": None},
+        {**Standing().as_json(), "over": 1},
+    ],
+)
 def test_strange_record_of_measurements_is_refused(noted):
     """As everything a checkpoint holds that it should not."""
     with pytest.raises(DataError, match="is no record of measurements"):
