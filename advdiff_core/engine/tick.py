@@ -65,8 +65,7 @@ class Ticks:
         self._since, self._since_nimg = time.monotonic(), trainer.nimg
         if trainer.world.is_main:
             self.hooks.run_started(self.info)
-        validator = trainer.validator
-        if validator and validator.settings.start and validator.standing.measured < 0:
+        if trainer.validator and trainer.validator.pending(trainer.nimg):
             self._validate(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -77,7 +76,9 @@ class Ticks:
             self._log(trainer)
         if sample and sample.every and not done and _passed(trainer, sample.every):
             self._images(trainer)
-        if trainer.validator and (done or _passed(trainer, trainer.validator.settings.every)):
+        owed = trainer.validator is not None and trainer.validator.due(trainer.nimg)
+        # Whoever stops it need not wait: the resumed run begins by measuring.
+        if trainer.validator and (done or (owed and not trainer.world.any(bool(trainer.stop)))):
             self._validate(trainer)
         due = run.checkpoint_every and _passed(trainer, run.checkpoint_every)
         if due and not trainer.done and self.saved != trainer.nimg:
@@ -141,7 +142,7 @@ class Ticks:
             row = {"nimg": trainer.nimg, "step": trainer.index, **named}
             self.hooks.metrics_logged(self.info, trainer.nimg, row)
         # After the line of the log, which the checkpoint vouches for.
-        if best and self.saved != trainer.nimg:
+        if best:
             self.save(trainer)
         # Measuring does not count in the images per second of training.
         self._since += time.monotonic() - began
@@ -149,7 +150,7 @@ class Ticks:
     def _ended_early(self, trainer: Trainer) -> None:
         """Close the log of a run that patience ended, and say so."""
         assert trainer.validator is not None
-        if self._since_nimg != trainer.nimg:
+        if trainer.stats.sums:
             self._log(trainer)
         if trainer.world.is_main:
             patience = trainer.validator.settings.patience

@@ -65,6 +65,16 @@ class Validator:
             standing=Standing(goal=table.goal),
         )  # fmt: skip
 
+    def due(self, nimg: int) -> bool:
+        """Whether a multiple of `every` images was passed since the last measurement."""
+        every = self.settings.every
+        return nimg // every > max(self.standing.measured, 0) // every
+
+    def pending(self, nimg: int) -> bool:
+        """Whether the weights that a run begins with, or goes on from, are still to be measured."""
+        first = self.standing.measured < 0 and self.settings.start
+        return first or self.due(nimg)
+
     def measure(self, rundir: RunDir, nimg: int, world: World) -> tuple[dict[str, float], bool]:
         """Measure the weights as they are now, and leave everything but the standing as it was.
 

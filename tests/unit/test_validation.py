@@ -189,6 +189,24 @@ def test_patience_ends_a_run_that_gets_no_better(monkeypatch, tmp_path, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_measurement_is_due_once_a_multiple_was_passed():
+    """Whatever the batch; a run that begins, or goes on from before a measurement, owes it."""
+    validator = Validator(settings=Validate(every=16), experiment=None, metrics={})
+    assert validator.pending(0)
+    measured = []
+    for nimg in range(0, 81, 10):
+        if validator.due(nimg):
+            measured.append(nimg)
+            validator.judge({"score": 0.0}, nimg)
+    assert measured == [20, 40, 50, 70, 80]
+    assert not validator.pending(90)
+    assert validator.pending(100)
+    late = Validator(settings=Validate(every=16, start=False), experiment=None, metrics={})
+    assert not late.pending(0)
+    assert not late.pending(15)
+    assert late.pending(16)
+
+
 @pytest.mark.parametrize(
     ("settings", "values", "best"),
     [
@@ -255,6 +273,17 @@ def test_run_with_validation_resumes_bit_identically(tmp_path, lines):
     a, b = (load(newest_valid(r / "checkpoints")[0]).shared for r in (run, whole))
     assert same(a, b)
     assert made.best == b["validation"]
+
+
+def test_stopping_does_not_wait_for_a_measurement(monkeypatch, tmp_path):
+    """A signal before it comes leaves it to the resumed run, which begins by measuring."""
+    recipe = scripted(monkeypatch, [1, 2, 3])
+    with pytest.raises(Interrupted):
+        train(recipe, out=tmp_path, hooks=logged(StopAt(2)))
+    (run,) = tmp_path.iterdir()
+    assert [(row["nimg"], "validate/score" in row) for row in rows(run)] == [(0, True), (16, False)]
+    standing = read_standing(run / "checkpoints")
+    assert (standing.measured, standing.nimg) == (0, 0)
 
 
 def test_run_killed_at_a_best_checkpoint_goes_on_from_it(tmp_path):
