@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from advdiff_core.engine.planning import PlanReport, plan_experiment
 from advdiff_core.engine.provenance import provenance
 from advdiff_core.engine.rundir import RunDir, new_run, open_run
 from advdiff_core.engine.signals import StopFlag, stop_on_signals
+from advdiff_core.engine.switches import compiled_quietly, tf32_switched, torch_switches
 from advdiff_core.engine.tick import Ticks
 from advdiff_core.engine.trainer import Trainer
 from advdiff_core.engine.validation import Validator
@@ -98,8 +99,11 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         world = stack.enter_context(joined_world(timeout_s=recipe.run.timeout))
-        stack.enter_context(_torch_settings(recipe))
+        stack.enter_context(torch_switches(recipe.run))
         experiment = assemble(recipe, world=world)
+        stack.enter_context(tf32_switched(experiment.scene.compute))
+        if any(model.compile for model in recipe.models.values()):
+            stack.enter_context(compiled_quietly())
         agree_on_work(experiment, world, resume=resume)
         if resume is None:
             _check_inits(experiment)
@@ -273,17 +277,3 @@ def _check_end(experiment: Experiment) -> None:
     metrics(experiment)
     if experiment.recipe.sample is not None:
         experiment.make(experiment.recipe.sample.spec)
-
-
-@contextmanager
-def _torch_settings(recipe: Recipe) -> Iterator[None]:
-    """Threads and determinism of the run, put back afterwards."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if recipe.run.threads:
-        torch.set_num_threads(recipe.run.threads)
-    torch.use_deterministic_algorithms(recipe.run.deterministic)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict)

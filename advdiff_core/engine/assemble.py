@@ -78,6 +78,7 @@ class Experiment:
         return Feed(
             self.source, seed=self.scene.seed, place=self.scene.compute.place,
             workers=self.recipe.data.workers, augment=self.augment,
+            stage=self.scene.compute.stage if self.scene.compute.pinned else None,
         )  # fmt: skip
 
     def make(self, spec: Spec, *, data: DataInfo | None = None) -> Component:
@@ -173,7 +174,8 @@ def _roles(maker: Maker, parts: DataParts) -> dict[str, Role]:
             guided=isinstance(module, Backbone) and module.guided,
             learns_sigma=isinstance(module, Backbone) and module.learns_sigma,
             follows=model.follow.role if model.follow else "",
-            double_backward=_differentiates_twice(module),
+            # Compiled networks have no second derivatives (pytorch's AOTAutograd).
+            double_backward=_differentiates_twice(module) and not model.compile,
         )  # fmt: skip
         if model.init:
             maker.inits[name] = load_init(module, name, model.init, data)

@@ -30,10 +30,12 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def choose_compute(run: Any, data: DataInfo, world: World, *, device: str | None = None) -> Compute:
-    """Resolve the "auto" values of `run.device`, `run.precision` and `run.channels_last`.
+    """Resolve the "auto" values of `[run]`: device, precision, memory format, TF32, pinned memory.
 
     bfloat16 pays on convolutions of any size; points stay in float32. channels_last pays on a CPU
-    from `LARGE` pixels on: the measured table is docs/benchmarks/precision.md.
+    from `LARGE` pixels on: the measured table is docs/benchmarks/precision.md. TF32 comes with
+    bfloat16, beside which it loses nothing; a recipe that asks for fp32 gets all of it. What is for
+    a GPU alone is off without one.
 
     Raises:
         UsageError: If a device is asked for that is not there.
@@ -45,8 +47,13 @@ def choose_compute(run: Any, data: DataInfo, world: World, *, device: str | None
     last = run.channels_last
     pays = bf16 and (chosen.type == "cuda" or min(data.shape[-2:]) >= LARGE)
     channels_last = data.is_image and (last is True or (last == "auto" and pays))
+    on_gpu = chosen.type == "cuda"
     return Compute(
-        device=chosen, autocast=torch.bfloat16 if bf16 else None, channels_last=channels_last
+        device=chosen,
+        autocast=torch.bfloat16 if bf16 else None,
+        channels_last=channels_last,
+        tf32=on_gpu and (bf16 if run.tf32 == "auto" else run.tf32),
+        pinned=on_gpu and run.pinned is not False,
     )
 
 

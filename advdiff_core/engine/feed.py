@@ -35,6 +35,7 @@ class Feed:
             decoding leaves the interpreter to others, so threads do what processes would. They
             augment, too, where the device is the CPU.
         augment: The augmentations, and the samples per step.
+        stage: What workers do to a part once it is read, so that it is moved to the device sooner.
     """
 
     def __init__(  # noqa: PLR0913 - what a feed is made of.
@@ -46,12 +47,14 @@ class Feed:
         stream: str = "",
         workers: int = 0,
         augment: Pipeline | None = None,
+        stage: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.source = source
         self.seed = seed
         self.place = place
         self.stream = stream
         self.workers = workers
+        self.stage = stage
         # Without augmentations it is false, and still knows the batch.
         self.augment = Pipeline(seed=seed) if augment is None else augment
         self._on_cpu = place(torch.empty(0)).device.type == "cpu"
@@ -93,7 +96,7 @@ class Feed:
         if self._cache is not None:
             batch = self._augmented(self._placed(self._cached(self.indices(low, count))), low)
         else:
-            batch = self._placed(self._fetched(low, count))
+            batch = self._fetched(low, count)
             batch = batch if self._on_cpu else self._augmented(batch, low)
             if ahead is not None and self.workers:
                 wide = self.augment.widened(ahead, size)
@@ -120,10 +123,14 @@ class Feed:
     def _fetched(self, position: int, size: int) -> Augmented:
         ahead, self._ahead = self._ahead, None
         if not self.workers:
-            return self._read(self.indices(position, size), position)
+            return self._placed(self._read(self.indices(position, size), position))
         fits = ahead is not None and ahead[0] == (position, size)
         futures = ahead[1] if fits and ahead is not None else self._submit(position, size)
-        return _joined([future.result() for future in futures])
+        parts = [future.result() for future in futures]
+        if self.stage is None:
+            return self._placed(_joined(parts))
+        # Joined before the move they would lie in memory that is not staged.
+        return _joined([self._placed(part) for part in parts])
 
     def _submit(self, position: int, size: int) -> list[Future[Augmented]]:
         if self._pool is None:
@@ -133,9 +140,17 @@ class Feed:
         grain = BLOCK if self.augment.mixes else 1
         each = -(-size // (self.workers * grain)) * grain
         return [
-            self._pool.submit(self._read, indices[first : first + each], position + first)
+            self._pool.submit(self._staged, indices[first : first + each], position + first)
             for first in range(0, size, each)
         ]
+
+    def _staged(self, indices: Tensor, position: int) -> Augmented:
+        read = self._read(indices, position)
+        if self.stage is None:
+            return read
+        x, y, told = (None if part is None else self.stage(part) for part in read)
+        assert x is not None
+        return Augmented(x, y, told)
 
     def _read(self, indices: Tensor, position: int) -> Augmented:
         """Samples at `indices`; augmented if that is work for the CPU."""

@@ -70,6 +70,14 @@ class Run:
         "auto", help="auto is bf16 where the hardware multiplies it"
     )
     channels_last: OnOff = setting("auto", help="memory format of convolutions")
+    tf32: OnOff = setting(
+        "auto",
+        help="on a GPU, multiply float32 matrices with 10 bits of mantissa; auto does with bf16",
+    )
+    pinned: OnOff = setting(
+        "auto", safe=True,
+        help="to a GPU, copy batches that workers have read from pinned memory, beside the step",
+    )  # fmt: skip
     device: Literal["auto", "cpu", "cuda"] = setting("auto", help="where to train")
     checkpoint_every: int = setting(
         100_000, ge=1, le=MAX_COUNT, unit="images", safe=True, help="images between checkpoints"
@@ -78,7 +86,9 @@ class Run:
         5_000, ge=1, le=MAX_COUNT, unit="images", safe=True, help="images between metric lines"
     )
     keep: int = setting(3, ge=2, le=10_000, safe=True, help="checkpoints kept")
-    deterministic: bool = setting(True, help="refuse operations that do not repeat exactly")
+    deterministic: bool = setting(
+        True, help="refuse operations that do not repeat exactly; if false, cuDNN tries for speed"
+    )
     threads: int = setting(0, ge=0, le=4096, help="CPU threads; 0 leaves torch's choice")
     check_finite: bool = setting(True, help="stop before the optimizer moves on NaN or infinity")
     timeout: float = setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from attrs import define, field, frozen
@@ -21,6 +21,7 @@ from advdiff_core.types import Cost, DataInfo
 __all__ = [
     "ROOTS", "Compute", "Density", "Role", "Scene", "ViewDecl", "eval_mode", "parameters_frozen",
     "running_statistics", "statistics_frozen", "statistics_kept", "statistics_taken",
+    "swaps_parameters",
 ]  # fmt: skip
 
 #: Views every recipe has: the noised sample and the image itself.
@@ -35,11 +36,19 @@ class Compute:
         device: Device of every tensor of the run.
         autocast: Autocast dtype of network forwards; None for full precision.
         channels_last: Whether image tensors use the channels_last memory format.
+        tf32: Whether a GPU multiplies float32 matrices in TF32.
+        pinned: Whether batches wait in pinned memory for their copy to the device.
     """
 
     device: torch.device = field(factory=lambda: torch.device("cpu"))
     autocast: torch.dtype | None = None
     channels_last: bool = False
+    tf32: bool = False
+    pinned: bool = False
+
+    def stage(self, x: Tensor) -> Tensor:
+        """Put a batch [B, ...] where its copy to the device needs no one to wait."""
+        return x.pin_memory() if self.pinned and x.device.type == "cpu" else x
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -89,6 +98,8 @@ class Role:
         random: True if its forward draws from torch's global generator in train mode (dropout).
         augment_dim: Length of the vector that tells it what augmentations did; 0 if it is not told.
         recompute: Recompute its activations in the backward instead of keeping them.
+        skeleton: The network without numbers, where `module` is shared out to the processes; None
+            where it is whole.
         norm_start: "first-step" if batch norms take the statistics of the first step as they are.
         cost: Passes counted so far.
     """
@@ -102,6 +113,7 @@ class Role:
     random: bool = False
     augment_dim: int = 0
     recompute: bool = False
+    skeleton: nn.Module | None = None
     norm_start: str = "standard"
     cost: Cost = field(factory=Cost)
 
@@ -164,7 +176,8 @@ def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> 
         modules: The networks.
         statistics: Keep the running statistics of batch norms as they are, too.
     """
-    flags = [(p, p.requires_grad) for module in modules for p in _parts(module).parameters]
+    flags = [(p, p.requires_grad) for module in modules for p in _now(module)]
+    names = {module: _flags(module) for module in modules if module in _SWAPPING}
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
@@ -173,6 +186,23 @@ def parameters_frozen(modules: list[nn.Module], *, statistics: bool = False) -> 
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        for module, known in names.items():
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(known[name])
+
+
+def swaps_parameters(module: nn.Module) -> None:
+    """Note of a network that a forward may put other parameters of the same names in place."""
+    _SWAPPING.add(module)
+
+
+def _now(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are in place."""
+    return list(module.parameters()) if module in _SWAPPING else _parts(module).parameters
+
+
+def _flags(module: nn.Module) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in module.named_parameters()}
 
 
 @contextmanager
@@ -259,6 +289,8 @@ class _Parts(NamedTuple):
 #: Parts of networks, whose make-up is fixed for a run: walking a tree of modules in every step
 #: costs about a millisecond.
 _FOUND: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
+#: Networks whose parameters are not the same objects from one moment to the next.
+_SWAPPING: WeakSet[nn.Module] = WeakSet()
 
 
 def _parts(module: nn.Module) -> _Parts:
