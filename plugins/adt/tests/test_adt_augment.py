@@ -105,6 +105,10 @@ def test_cutout_greys_a_span_of_half_the_size() -> None:
     wanted = x.clone()
     wanted[:, :, :2, :3] = 0.0
     torch.testing.assert_close(corner, wanted, rtol=0, atol=1e-12)
+    opposite = diff_augment(x, ("cutout",), Given(3, 0.999, 0.999), BOTH)
+    wanted = x.clone()
+    wanted[:, :, -2:, -3:] = 0.0
+    torch.testing.assert_close(opposite, wanted, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
