@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from advdiff_core.engine.api import train
+from advdiff_core.engine.best import best_checkpoint, read_standing
 from advdiff_core.engine.checkpoint import load
+from advdiff_core.engine.metrics_log import read_metrics
 from advdiff_core.hooks.jsonl import JsonLines
 from advdiff_core.hooks.manager import Hooks
 from advdiff_core.recipe import load_recipe
@@ -20,6 +22,10 @@ OVERRIDES = (
     "run.images=48",
     "models.student.dropout=0.0",
     'schedule.density.sampler={ use = "toy-doubling", weighted = true }',
+    'validate.metrics=[{ use = "sliced-wasserstein" }, { use = "frechet" }]',
+    "validate.every=32",
+    "validate.num=8",
+    'validate.goal="min"',
 )
 
 
@@ -50,7 +56,7 @@ def test_two_processes_learn_what_one_process_learns(two, tmp_path):
     # The law of training times heard of every sample once, in both.
     assert torch.equal(a["times"]["calls"], b["times"]["calls"])
     torch.testing.assert_close(a["times"]["losses"], b["times"]["losses"], rtol=1e-5, atol=0)
-    rows = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (two, one)]
+    rows = [read_metrics(run / "metrics.jsonl")[1] for run in (two, one)]
     for name in (
         "loss/denoise",
         "loss/equivariance",
@@ -59,6 +65,17 @@ def test_two_processes_learn_what_one_process_learns(two, tmp_path):
         "grad_norm/student",
     ):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-5)
+
+
+def test_two_processes_agree_on_which_weights_are_the_best(two):
+    """Samples and metrics are shared out; both processes judge by the same numbers."""
+    found = json.loads((two / "validation.json").read_text())
+    measured = [row for row in read_metrics(two / "metrics.jsonl") if "validate/frechet" in row]
+    assert [row["nimg"] for row in measured] == [0, 32, 48]
+    best = min(measured, key=lambda row: row["validate/sliced_wasserstein"])
+    assert (found["best"]["number"], found["best"]["nimg"]) == ("sliced_wasserstein", best["nimg"])
+    assert read_standing(two / "checkpoints").as_json() == found["best"]
+    assert best_checkpoint(two).is_dir()
 
 
 def test_one_process_goes_on_where_two_stopped_and_says_what_it_cannot_promise(
