@@ -45,7 +45,8 @@ def step_cost(
     for plan in _plans(experiment, nimg):
         cost = rehearse(plan, due, share=share)
         whole.queries += cost.queries
-        whole.passes.update(cost.passes)
+        for way, count in cost.passes.items():
+            whole.passes[way] += count
         for role, passes in cost.roles.items():
             whole.add(role, passes)
     return whole
@@ -122,4 +123,5 @@ def role_macs(experiment: Experiment, name: str, stop_at: str | None = None) -> 
     role = experiment.scene.roles[name]
     told = cast("ModuleComponent", role.module).build.data
     data, levels = told or experiment.source.info, role.wear is not None
-    return macs_of(role.module, role.info.kind, data, levels=levels, stop_at=stop_at)
+    network = role.module if role.skeleton is None else role.skeleton
+    return macs_of(network, role.info.kind, data, levels=levels, stop_at=stop_at)

@@ -184,9 +184,13 @@ class Query(ABC, Generic[T_co]):
         del setup
         return {}
 
-    def trained(self, setup: Setup) -> Mapping[str, int]:
-        """How many of `forwards` a backward towards parameters passes, by role."""
-        return self.forwards(setup)
+    def work(self, setup: Setup) -> Mapping[str, tuple[float, float]]:
+        """Forwards on average, by role, and how many of them a later backward passes.
+
+        For operations per second: a query whose forwards are drawn, or mostly without a graph, says
+        here what `forwards` cannot.
+        """
+        return {role: (count, count) for role, count in self.forwards(setup).items()}
 
 
 def input_gradient(objective: Tensor, x: Tensor) -> Tensor:

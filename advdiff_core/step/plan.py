@@ -7,7 +7,7 @@ network passes a step costs.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -211,12 +211,12 @@ class StepCost:
     Attributes:
         roles: Cost by role.
         queries: Each query with the role and number of forwards it ran, in order.
-        passes: Ways through networks: what it multiplies.
+        passes: Ways through networks, on average where they are drawn: what it multiplies.
     """
 
     roles: dict[str, Cost] = field(factory=dict)
     queries: list[tuple[str, str, int]] = field(factory=list)
-    passes: Counter[Pass] = field(factory=Counter)
+    passes: defaultdict[Pass, float] = field(factory=lambda: defaultdict(float))
 
     def add(self, role: str, cost: Cost) -> None:
         """Add to the tally of a role."""
@@ -320,8 +320,9 @@ class _Rehearsal:
                 self.compute(needed)
         for role, count in query.forwards(self.plan.setup).items():
             self.cost.add(role, Cost(forwards=count))
-            self.cost.passes[Pass(role, self._stop(query), "forward")] += count
             self.cost.queries.append((repr(query), role, count))
+        for role, (mean, _) in query.work(self.plan.setup).items():
+            self.cost.passes[Pass(role, self._stop(query), "forward")] += mean
         for role, count in query.input_backwards(self.plan.setup).items():
             self.cost.add(role, Cost(input_backwards=count))
             self.cost.passes[Pass(role, self._stop(query), "input")] += count
@@ -378,11 +379,11 @@ class _Rehearsal:
             or (isinstance(needed, View) and self.plan.views[needed] & self.live)
             for needed in self.plan.needs[query]
         )
+        work = query.work(self.plan.setup)
         for role, count in query.forwards(self.plan.setup).items():
             passed = not self.plan.setup.models[role].frozen or getattr(query, "through", True)
             if role in phase.roles and not query.probing:
-                trained = query.trained(self.plan.setup).get(role, 0)
-                self.cost.passes[Pass(role, self._stop(query), "parameter")] += trained
+                self.cost.passes[Pass(role, self._stop(query), "parameter")] += work[role][1]
             elif wanted and passed:
                 self.cost.add(role, Cost(input_backwards=count))
-                self.cost.passes[Pass(role, self._stop(query), "input")] += count
+                self.cost.passes[Pass(role, self._stop(query), "input")] += work[role][1]

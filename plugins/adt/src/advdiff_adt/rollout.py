@@ -56,6 +56,13 @@ class Rollout(Query[Tensor]):
         each = _passes(self, setup)
         return {self.role: each * evaluations(self.sampler, self._longest(), setup)}
 
+    def work(self, setup: Setup) -> Mapping[str, tuple[float, float]]:
+        """Those of the part of the path that is run on average, and of its trained steps."""
+        run, trained = self.law.means(len(self.sampler.grid()) - 1)
+        whole = evaluations(self.sampler, self.sampler.grid(), setup)
+        each = _passes(self, setup) * whole / (len(self.sampler.grid()) - 1)
+        return {self.role: (each * run, each * trained)}
+
     def _longest(self) -> Tensor:
         grid = self.sampler.grid()
         return grid[self.law.first :] if self.law.start == "fixed" else grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -84,6 +85,29 @@ class StretchLaw:
         last = _integer(low, steps, generator)
         return Stretch(first, last, self._trained(last - first + 1, generator))
 
+    def means(self, steps: int) -> tuple[float, float]:
+        """Steps that are run on average, and how many of them are trained; a curriculum at its end.
+
+        Args:
+            steps: Steps of the path.
+        """
+        starts = [self.first] if self.start == "fixed" else list(range(steps))
+        stops = int(self.early_stop * steps)
+        pairs = []
+        for first in starts:
+            lasts = range(max(first, steps - stops) if stops else steps - 1, steps)
+            counts = [last - first + 1 for last in lasts]
+            pairs.append((_mean(counts), _mean([self._kept(count) for count in counts])))
+        return _mean([run for run, _ in pairs]), _mean([kept for _, kept in pairs])
+
+    def _kept(self, count: int) -> float:
+        """Trained steps on average of `count` that are run."""
+        if self.rule in ("full", "none"):
+            return float(count if self.rule == "full" else 1)
+        chosen = min(self.count, count)
+        random = self.rule == "last-k" and self.truncation == "random"
+        return (1 + chosen) / 2 if random else float(chosen)
+
     def _first(self, steps: int, nimg: int, generator: torch.Generator) -> int:
         if self.start == "fixed":
             return self.first
@@ -112,3 +136,7 @@ class StretchLaw:
 def _integer(low: int, high: int, generator: torch.Generator) -> int:
     """Uniform in [low, high)."""
     return int(torch.randint(low, high, (), generator=generator))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
