@@ -188,6 +188,8 @@ def _start(
     threads = max(len(os.sched_getaffinity(0)) // count, 1)
     environment = {
         "OMP_NUM_THREADS": str(threads),
+        # What torch's stores say of a process that is gone is our line to say.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",

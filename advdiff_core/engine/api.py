@@ -30,6 +30,7 @@ from advdiff_core.engine.switches import compiled_quietly, tf32_switched, torch_
 from advdiff_core.engine.tick import Ticks
 from advdiff_core.engine.trainer import Trainer
 from advdiff_core.engine.validation import Validator
+from advdiff_core.engine.wholes import whole_experiment
 from advdiff_core.errors import DataError, Interrupted
 from advdiff_core.hooks.manager import Hooks
 from advdiff_core.hooks.specs import RunInfo
@@ -100,7 +101,7 @@ def train(
         stop = stack.enter_context(stop_on_signals())
         world = stack.enter_context(joined_world(timeout_s=recipe.run.timeout))
         stack.enter_context(torch_switches(recipe.run))
-        experiment = assemble(recipe, world=world)
+        experiment = assemble(recipe, world=world, shards=True)
         stack.enter_context(tf32_switched(experiment.scene.compute))
         if any(model.compile for model in recipe.models.values()):
             stack.enter_context(compiled_quietly())
@@ -169,7 +170,8 @@ def _finish(
     if not redo and path.is_file():
         stored: dict[str, Any] = strict_json.loads(path.read_bytes(), where=str(path))
         return stored
-    measured = evaluate(experiment, rundir.path, trainer.nimg, world=trainer.world)
+    whole = whole_experiment(experiment)
+    measured = evaluate(whole, rundir.path, trainer.nimg, world=trainer.world)
     found = {**measured, "losses": trainer.ticks.losses}
     if trainer.world.is_main:
         rundir.write(EVALUATION, strict_json.dumps(found))

@@ -34,7 +34,7 @@ from advdiff_core.engine.optimizer_state import load_optimizer_state, optimizer_
 from advdiff_core.engine.ranks import Ranks
 from advdiff_core.engine.state_codec import Encoder, decode
 from advdiff_core.engine.store import Content, Payload, Saved, Store
-from advdiff_core.engine.stored import read_state, read_tensors
+from advdiff_core.engine.stored import read_shared, read_state, read_tensors
 from advdiff_core.engine.tensor_file import chunks, describe, total_size
 from advdiff_core.engine.weights import Weights, find_checkpoint, read_weights
 from advdiff_core.errors import DataError
@@ -139,7 +139,7 @@ def load(path: Path, *, rank: int = 0) -> Checkpoint:
         path=path,
         nimg=manifest.nimg,
         world=manifest.world,
-        shared=_read_tree(path, manifest, layout.SHARED, state["shared"]),
+        shared=read_shared(path, manifest, state),
         rank_state=_read_tree(path, manifest, mine, state["ranks"][rank]),
         meta=decode(state["meta"], {}, where=str(path / layout.STATE)),
         digest=manifest.digest,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from advdiff_core.engine.buckets import Bucketed
 from advdiff_core.engine.peers import Peers, joined
 from advdiff_core.engine.ranks import Ranks
+from advdiff_core.engine.sharding import is_sharded
 from advdiff_core.errors import UsageError
 
 __all__ = ["World", "joined_world"]
@@ -71,13 +72,14 @@ class World:
         gradient another does not have.
 
         Args:
-            parameters: What gets gradients.
+            parameters: What gets gradients; those that are shared out see to themselves.
             wanted: False for a backward that others follow before the update.
         """
         if self.size == 1 or not wanted:
             yield
             return
-        with Bucketed(parameters, reaching=self.reaching):
+        plain = [parameter for parameter in parameters if not is_sharded(parameter)]
+        with Bucketed(plain, reaching=self.reaching):
             yield
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advdiff_core.draws import BLOCK
+from advdiff_core.engine.sharding import local, release
 from advdiff_core.step.plan import Plan
 from advdiff_core.step.scene import statistics_frozen
 from advdiff_core.step.step import Place, TrainStep
@@ -50,17 +51,11 @@ def available_bytes(device: torch.device) -> int:
 
 def saved_bytes_per_image(experiment: Experiment) -> float:
     """Bytes that autograd keeps per image for the backward of one step, parameters left out."""
-    parameters = {
-        parameter.untyped_storage().data_ptr()
-        for role in experiment.scene.roles.values()
-        for parameter in role.module.parameters()
-    }
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            seen[storage.data_ptr()] = storage.nbytes()
+        seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     count = min(PROBE_IMAGES, experiment.source.info.count)
@@ -79,6 +74,10 @@ def saved_bytes_per_image(experiment: Experiment) -> float:
             step.enter(player.phase(), [])
             for term in player.terms:
                 term.module(step)
+    # What is shared out to processes is whole now, and saved as other parameters are.
+    for parameter in (p for network in networks for p in network.parameters()):
+        seen.pop(local(parameter).untyped_storage().data_ptr(), None)
+    release([role.module for role in experiment.scene.roles.values() if role.skeleton is not None])
     for name, role in experiment.scene.roles.items():
         role.cost = costs[name]
     return sum(seen.values()) / count

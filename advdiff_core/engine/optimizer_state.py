@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from advdiff_core.engine.sharding import like
 from advdiff_core.errors import ContractError, DataError
 
 __all__ = ["load_optimizer_state", "optimizer_state"]
@@ -87,18 +88,25 @@ def load_optimizer_state(
         raise DataError("is not the state of an optimizer", code="S12", where=where)
     _check_groups(optimizer, order, state, where)
     _check_shapes(known, state, where)
+    entries = {
+        name: {
+            key: like(value, known[name]) if isinstance(value, Tensor) else value
+            for key, value in entry.items()
+        }
+        for name, entry in state["state"].items()
+    }
     index = {name: i for i, name in enumerate(name for group in order for name in group)}
     optimizer.load_state_dict(
         {
             **state["extra"],
-            "state": {index[name]: dict(entry) for name, entry in state["state"].items()},
+            "state": {index[name]: dict(entry) for name, entry in entries.items()},
             "param_groups": [
                 _packed_group(current, stored, index)
                 for current, stored in zip(optimizer.param_groups, state["groups"], strict=True)
             ],
         }
     )
-    for name, entry in state["state"].items():
+    for name, entry in entries.items():
         _restore_dtypes(optimizer.state[known[name]], entry)
 
 

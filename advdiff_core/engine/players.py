@@ -18,6 +18,7 @@ from advdiff_core.engine.ema import Ema
 from advdiff_core.engine.followers import Follower
 from advdiff_core.engine.gradients import clip_gradients, refuse_non_finite
 from advdiff_core.engine.lr import LearningRate, check_momentum, set_momentum
+from advdiff_core.engine.sharding import release
 from advdiff_core.engine.stats import Stats
 from advdiff_core.engine.times import TimesWatch
 from advdiff_core.interfaces.loss_term import LossTerm
@@ -228,6 +229,8 @@ class Turn:
         parameters = [parameter for _, parameter in self.player.parameters]
         with self.world.syncing(parameters, wanted=synced):
             total.backward()  # type: ignore[no-untyped-call]
+        if synced:
+            release(self._sharded)
         reached = frozenset().union(*(step.plan.graph_roles[query] for query in needs))
         for role in self.player.roles:
             if role.name in reached:
@@ -258,7 +261,7 @@ class Turn:
         player = self.player
         parameters = [parameter for _, parameter in player.parameters]
         self._agree_on_statistics()
-        norm = clip_gradients(parameters, player.clip)
+        norm = clip_gradients(parameters, player.clip, self.world)
         self.stats.add(f"grad_norm/{player.name}", norm)
         if self.finite:
             refuse_non_finite(self.world.sum(total), norm, player, self.world)
@@ -273,6 +276,14 @@ class Turn:
         times = self.scene.times
         for follower in player.followers:
             follower.update(None if times is None else times.levels(self.nimg))
+
+    @property
+    def _sharded(self) -> list[nn.Module]:
+        """Networks that are shared out and move with this player's update."""
+        moving = {role.name for role in self.player.roles}
+        moving |= {follower.name for follower in self.player.followers}
+        roles = [role for name, role in self.scene.roles.items() if name in moving]
+        return [role.module for role in roles if role.skeleton is not None]
 
     def _agree_on_statistics(self) -> None:
         """Running statistics of batch norms become their mean over the processes.

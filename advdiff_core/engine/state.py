@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from advdiff_core.engine.checkpoint import match_state
 from advdiff_core.engine.optimizer_state import load_optimizer_state, optimizer_state
+from advdiff_core.engine.sharding import PIECES, put, split
 
 if TYPE_CHECKING:
     from advdiff_core.engine.assemble import Experiment
@@ -56,7 +57,9 @@ def gather_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if trainer.validator is not None:
         shared["validation"] = trainer.validator.standing.as_json()
-    return shared, {"stats": trainer.stats.state()}
+    plain, pieces = split(shared)
+    own = {"stats": trainer.stats.state()}
+    return plain, ({**own, PIECES: pieces} if pieces else own)
 
 
 def restore_state(trainer: Trainer, shared: dict[str, Any], own: dict[str, Any]) -> None:
@@ -113,9 +116,14 @@ def restore_weights(
                 _restore(ema.shadow, found, f"ema.{role_name}.{i}")
 
 
-def is_finite(shared: dict[str, Any]) -> bool:
-    """Whether every floating tensor of the models and averages is finite."""
-    stack: list[Any] = [shared["models"], shared["ema"]]
+def is_finite(shared: dict[str, Any], own: Mapping[str, Any] | None = None) -> bool:
+    """Whether every floating tensor of the models and averages is finite.
+
+    Args:
+        shared: State of all processes.
+        own: State of this one, with its rows of what is shared out.
+    """
+    stack: list[Any] = [shared["models"], shared["ema"], (own or {}).get(PIECES, {})]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
@@ -136,4 +144,4 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 def _restore(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
     match_state(wanted, found, where=where)
     for name, tensor in wanted.items():
-        tensor.copy_(found[name])
+        put(tensor, found[name])

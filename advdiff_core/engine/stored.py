@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import Tensor
 from advdiff_core.engine import manifest as layout
 from advdiff_core.engine import strict_json
 from advdiff_core.engine.manifest import Manifest
+from advdiff_core.engine.sharding import PIECES, SHARDED, join
+from advdiff_core.engine.state_codec import decode
 from advdiff_core.engine.tensor_file import check_header, load_tensors
 from advdiff_core.errors import DataError
 
-__all__ = ["read_state", "read_tensors"]
+__all__ = ["read_shared", "read_state", "read_tensors"]
 
 
 def read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -33,6 +36,30 @@ def read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
     if len(state["ranks"]) != manifest.world:
         raise DataError("does not hold the state of every process", code="S15", where=where)
     return state
+
+
+def read_shared(path: Path, manifest: Manifest, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that all processes share, with the tensors whole that were shared out to them.
+
+    Args:
+        path: Folder of the checkpoint.
+        manifest: Its manifest.
+        state: What `read_state` returned.
+
+    Raises:
+        DataError: S01, S02, S12 or S15.
+    """
+
+    def tree(name: str, encoded: Any) -> dict[str, Any]:
+        tensors = read_tensors(path, manifest, name)
+        found: dict[str, Any] = decode(encoded, tensors, where=str(path / name))
+        return found
+
+    shared = tree(layout.SHARED, state["shared"])
+    if SHARDED in shared:
+        ranks = enumerate(state["ranks"])
+        join(shared, [tree(layout.rank_file(rank), one)[PIECES] for rank, one in ranks])
+    return shared
 
 
 def read_tensors(path: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:

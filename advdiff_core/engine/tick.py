@@ -16,6 +16,7 @@ from advdiff_core.engine.rundir import RunDir, save_capsule
 from advdiff_core.engine.state import is_finite
 from advdiff_core.engine.trained import denoisers_noted, samples_noted
 from advdiff_core.engine.utilisation import Utilisation
+from advdiff_core.engine.wholes import whole_experiment
 from advdiff_core.errors import NumericsError, escape
 from advdiff_core.hooks.specs import VALIDATED
 from advdiff_core.hooks.terminal import say
@@ -98,7 +99,7 @@ class Ticks:
         validator = trainer.validator
         meta = {
             "provenance": self.provenance,
-            "health": {"finite": is_finite(shared)},
+            "health": {"finite": trainer.world.all(is_finite(shared, own))},
             "metrics": self.rundir.metrics_mark() if trainer.world.is_main else {},
             "samples": samples_noted(trainer.experiment.source.info),
             "denoisers": denoisers_noted(trainer.scene),
@@ -177,8 +178,9 @@ class Ticks:
             self.hooks.metrics_logged(self.info, trainer.nimg, row)
 
     def _images(self, trainer: Trainer) -> None:
+        experiment = whole_experiment(trainer.experiment)
         if trainer.world.is_main:
-            images = preview(trainer.experiment)
+            images = preview(experiment)
             self.hooks.images_ready(self.info, trainer.nimg, images)
         # The others wait here, for as long as it takes, and not in the next step.
         trainer.world.barrier()

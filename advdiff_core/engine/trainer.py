@@ -13,6 +13,7 @@ from advdiff_core.engine.failpoints import failpoint
 from advdiff_core.engine.feed import Feed
 from advdiff_core.engine.micro import choose_micro_batch
 from advdiff_core.engine.players import Player, Turn
+from advdiff_core.engine.sharding import release
 from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.state import gather_state, restore_state
 from advdiff_core.engine.stats import Stats
@@ -59,7 +60,9 @@ class Trainer:
         run = experiment.recipe.run
         self.images, self.batch = run.images, run.batch
         self.start, self.local = world.share(run.batch)
-        self.micro = choose_micro_batch(experiment, self.local)
+        # One number for all: networks that are shared out are run by all processes together.
+        micro = choose_micro_batch(experiment, self.local)
+        self.micro = min(int(text) for text in world.gather(str(micro)))
         self.feed = experiment.feed()
         self.feeds = {
             player.name: self.feed.share(player.name)
@@ -141,6 +144,8 @@ class Trainer:
                 plan, feed = self.experiment.fresh_plans[player.name], self.feeds[player.name]
                 self._turn(player).run(self._new_steps(plan, feed, stream=player.name), [])
         self._steps = []
+        # Roles that nobody has moved were gathered, too.
+        release([role.module for role in self.scene.roles.values() if role.skeleton is not None])
         self.nimg += self.batch
         self.index += 1
 

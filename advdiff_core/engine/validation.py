@@ -18,6 +18,7 @@ from advdiff_core.engine.evaluate import evaluate, metrics
 from advdiff_core.engine.fsio import make_dirs
 from advdiff_core.engine.robust.guard import keyed_randomness
 from advdiff_core.engine.rundir import RunDir
+from advdiff_core.engine.wholes import whole_experiment
 from advdiff_core.errors import Fault, RecipeError, nearest
 from advdiff_core.interfaces.metric import Metric
 from advdiff_core.recipe.measuring import Validate
@@ -102,7 +103,8 @@ class Validator:
         device = self.experiment.scene.compute.device
         key = (self.experiment.scene.seed, "validate", nimg)
         with _folder(rundir) as folder, keyed_randomness(key, device):
-            return evaluate(self.experiment, folder, nimg, built=self.metrics, world=world)
+            whole = whole_experiment(self.experiment)
+            return evaluate(whole, folder, nimg, built=self.metrics, world=world)
 
     def judge(self, numbers: Mapping[str, float], nimg: int) -> bool:
         """Whether numbers by name are the best so far; the standing is told.

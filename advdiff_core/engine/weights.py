@@ -11,8 +11,9 @@ from torch import Tensor
 from advdiff_core.engine import manifest as layout
 from advdiff_core.engine.best import BEST, best_checkpoint
 from advdiff_core.engine.manifest import newest_valid
+from advdiff_core.engine.sharding import SHARDED
 from advdiff_core.engine.state_codec import decode
-from advdiff_core.engine.stored import read_state, read_tensors
+from advdiff_core.engine.stored import read_shared, read_state, read_tensors
 from advdiff_core.errors import DataError, nearest
 
 __all__ = ["Weights", "find_checkpoint", "read_weights", "roles_in"]
@@ -88,10 +89,13 @@ def read_weights(path: Path | str, role: str, *, ema: int | None = None) -> Weig
     """
     found, skipped = find_checkpoint(path)
     manifest = layout.read_manifest(found)
-    tree = read_state(found, manifest)["shared"]
-    branch = _branch(tree, role, ema, str(found))
-    tensors = read_tensors(found, manifest, layout.SHARED)
-    weights = decode(branch, tensors, where=str(found / layout.SHARED))
+    state = read_state(found, manifest)
+    branch = _branch(state["shared"], role, ema, str(found))
+    if SHARDED in state["shared"]:
+        weights = _branch(read_shared(found, manifest, state), role, ema, str(found))
+    else:
+        tensors = read_tensors(found, manifest, layout.SHARED)
+        weights = decode(branch, tensors, where=str(found / layout.SHARED))
     plain = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
     return Weights(tensors=plain, path=found, nimg=manifest.nimg, skipped=skipped)
 

@@ -27,6 +27,7 @@ def check(draft: Draft) -> Iterator[Problem]:
     yield from _ownership(draft)
     yield from _training(draft)
     yield from _following(draft)
+    yield from _sharing(draft)
     yield from _view_chains(draft)
     yield from _sampling(draft)
     yield from check_measuring(draft)
@@ -104,6 +105,25 @@ def _trainable(draft: Draft, role: str, here: Key) -> Iterator[Problem]:
         message = f"the alignment target {role!r} is never trained, yet a player lists it"
         other = ("models", role, "kind")
         yield Problem(path=here, other=other, code="R10", message=message, fix="take it out")
+
+
+def _sharing(draft: Draft) -> Iterator[Problem]:
+    """Roles that are shared out to the processes are trained, and not compiled."""
+    trained = {role for player in draft.players.values() for role in player.models}
+    for name, model in draft.models.items():
+        if not model.shard:
+            continue
+        here = ("models", name, "shard")
+        if draft.knows_players and name not in trained:
+            message = f"{name!r} is shared out to the processes, and no player trains it"
+            fix = "take it out: what is not trained has neither gradients nor optimizer state"
+            yield Problem(path=here, code="R10", message=message, fix=fix)
+        if model.compile:
+            message = f"{name!r} is shared out to the processes and compiled"
+            other = ("models", name, "compile")
+            yield Problem(
+                path=here, other=other, code="R10", message=message, fix="take one of the two out"
+            )
 
 
 def _following(draft: Draft) -> Iterator[Problem]:

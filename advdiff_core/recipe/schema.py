@@ -198,6 +198,11 @@ class Model:
     )
     compile: bool = setting(False, help="compile the network with torch.compile", safe=True)
     checkpointing: bool = setting(False, help="recompute activations in the backward", safe=True)
+    shard: bool = setting(
+        False, safe=True,
+        help="of several processes, each keeps a part of its weights, gradients, averages and"
+        " optimizer state (FSDP2)",
+    )  # fmt: skip
 
 
 @settings
