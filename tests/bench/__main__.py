@@ -17,6 +17,7 @@ SUITES = (
     "attack_view",
     "robustadv",
     "atdiff",
+    "adt",
     "dra",
     "dra_teacher",
     "samplers",

@@ -25,7 +25,8 @@ from advdiff_core.recipe import recipe_from_dict
 from advdiff_core.types import Cost
 
 __all__ = [
-    "costs_of", "in_turns", "memory_of", "peak_growth", "pictures", "ratios", "trainer_of",
+    "costs_of", "in_turns", "memory_of", "peak_growth", "pictures", "ratios", "resident",
+    "trainer_of",
 ]  # fmt: skip
 
 
@@ -88,13 +89,13 @@ def memory_of(suite: str, *arguments: str) -> int:
 
 def peak_growth(side: Trainer, steps: int) -> int:
     """Peak resident bytes of this process over a few steps, above those before them."""
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     for _ in range(steps):
         side.train_step()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(key: str) -> int:
+def resident(key: str) -> int:
     """Resident bytes of this process, now or at most; getrusage begins with its parent's peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
