@@ -21,10 +21,10 @@ from advdiff_core.engine.initial import load_init
 from advdiff_core.engine.lr import LearningRate
 from advdiff_core.engine.parts import DataParts, Maker, data_parts, make
 from advdiff_core.engine.players import Player, Term
-from advdiff_core.engine.sharding import shard
+from advdiff_core.engine.sharding import share_out
 from advdiff_core.engine.source import Source
 from advdiff_core.engine.trained import trained_as, trained_on
-from advdiff_core.errors import Fault, RecipeError, UsageError
+from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
@@ -122,7 +122,7 @@ def assemble(
     for role in roles.values():
         _place(role.module, compute.device, channels_last=compute.channels_last)
     if shards and world is not None and world.size > 1:
-        _share_out(recipe, roles, world, compute.device)
+        share_out(recipe, roles, world.size, compute.device)
     views = _views(maker)
     density = recipe.schedule.density
     scene = Scene(
@@ -288,21 +288,6 @@ def _place(module: nn.Module, device: torch.device, *, channels_last: bool) -> N
     module.to(device)
     if channels_last:
         module.to(memory_format=torch.channels_last)
-
-
-def _share_out(
-    recipe: Recipe, roles: Mapping[str, Role], world: World, device: torch.device
-) -> None:
-    """Share out the roles that ask for it, and those that follow one."""
-    shared = {name for name, model in recipe.models.items() if model.shard}
-    shared |= {n for n, m in recipe.models.items() if m.follow and m.follow.role in shared}
-    if shared and recipe.run.batch % world.size:
-        message = f"{sorted(shared)[0]!r} is shared out to {world.size} processes, which need equal"
-        message += f" shares of a batch; found {recipe.run.batch}"
-        fix = f"take a multiple of {world.size}"
-        raise UsageError(message, code="R10", where="run.batch", fix=fix)
-    for name in sorted(shared):
-        roles[name].skeleton = shard(roles[name].module, world.size, device)
 
 
 def _views(maker: Maker) -> dict[str, ViewDecl]:

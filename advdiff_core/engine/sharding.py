@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from advdiff_core.step.scene import swaps_parameters
+from advdiff_core.errors import UsageError
+from advdiff_core.recipe import Recipe
+from advdiff_core.step.scene import Role, swaps_parameters
 
 __all__ = [
-    "PIECES", "SHARDED", "is_sharded", "join", "like", "local", "put", "release", "shard", "split",
-    "whole",
+    "PIECES", "SHARDED", "is_sharded", "join", "like", "local", "put", "release", "shard",
+    "share_out", "split", "whole",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -33,6 +35,30 @@ if TYPE_CHECKING:
 PIECES, SHARDED = "pieces", "sharded"
 #: Parameters from which a block of a network is gathered on its own.
 BLOCK_PARAMETERS = 100_000
+
+
+def share_out(recipe: Recipe, roles: Mapping[str, Role], size: int, device: torch.device) -> None:
+    """Share out the roles that ask for it, and those that follow one.
+
+    Args:
+        recipe: The recipe.
+        roles: Its roles, on the device.
+        size: Number of processes; all of them call this.
+        device: The device.
+
+    Raises:
+        UsageError: R10 if a batch cannot be cut into equal shares: all processes have to run a
+            network together, equally often.
+    """
+    shared = {name for name, model in recipe.models.items() if model.shard}
+    shared |= {n for n, m in recipe.models.items() if m.follow and m.follow.role in shared}
+    if shared and recipe.run.batch % size:
+        message = f"{min(shared)!r} is shared out to {size} processes, which need equal shares of"
+        message += f" a batch; found {recipe.run.batch}"
+        fix = f"take a multiple of {size}"
+        raise UsageError(message, code="R10", where="run.batch", fix=fix)
+    for name in sorted(shared):
+        roles[name].skeleton = shard(roles[name].module, size, device)
 
 
 def shard(module: nn.Module, size: int, device: torch.device) -> nn.Module:
