@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tomli
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from advdiff_core.engine.golden import first_steps
@@ -31,12 +32,32 @@ _ALIGNED = (
     "cifar10-dra", "cifar10-at-dra", "cifar10-dm-at-dra", "cifar10-dm-at-dra-20m",
     "cifar100-at-dra", "cifar100-dm-at-dra",
 )  # fmt: skip
+_VITS = (
+    "cifar10-vit-dm-at-20m", "cifar10-vit-dm-at-50m", "cifar100-vit-dm-at", "imagenet-vit-dm-at",
+)  # fmt: skip
+_VITS_ALIGNED = (
+    "cifar10-vit-dm-at-dra-20m", "cifar10-vit-dm-at-dra-50m", "cifar100-vit-dm-at-dra",
+)  # fmt: skip
+_VIT, _CONVNEXT = (["models.student.use=timm:test_vit"], ["models.student.use=timm:test_convnext"])
+_LATENTS = [
+    "models.target.denoiser.width=16", "models.target.denoiser.depth=14",
+    "models.target.denoiser.heads=2", "models.target.zero_channels=[3, 9]",
+    "models.target.encoder.vae=''", "models.target.encoder.image_size=16",
+    "models.target.encoder.config={block_out_channels=[4, 8], norm_num_groups=2, "
+    'latent_channels=4, down_block_types=["DownEncoderBlock2D", "DownEncoderBlock2D"], '
+    'up_block_types=["UpDecoderBlock2D", "UpDecoderBlock2D"]}',
+]  # fmt: skip
 SMALLER = {
     "cifar10-adm": ["models.student.channels=32", "models.student.blocks=1"],
     "cifar10-trades": _STUDENT,
     "cifar10-diffusion-encoder": [f"models.student.denoiser={_ENCODER}"],
     **dict.fromkeys(_ALONE, _STUDENT),
     **{name: [*_STUDENT, *_TEACHER] for name in _ALIGNED},
+    **dict.fromkeys(_VITS, _VIT),
+    **{name: [*_VIT, *_TEACHER] for name in _VITS_ALIGNED},
+    "imagenet-convnext-dm-at": _CONVNEXT,
+    "imagenet-convnext-dm-at-dra": [*_CONVNEXT, *_LATENTS],
+    "imagenet-vit-dm-at-dra": [*_VIT, *_LATENTS],
     "cifar10-dra-noisy-teacher": _NOISY,
     "cifar10-dm-at-dra-noisy-teacher": _NOISY,
     "cifar10-noisy-classifier": [f"models.student.denoiser={_ENCODER}"],
@@ -70,6 +91,10 @@ def stand_in(folder: Path) -> None:
     _write_cifar(folder / "cifar-100-binary", ("train.bin", "test.bin"), draws, labels=2)
     image = draws.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     np.savez(folder / "synthetic.npz", image=image, label=np.arange(16) % 10)
+    for place in range(8):
+        inside = folder / "train" / f"n{place % 4}"
+        inside.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[place]).save(inside / f"{place}.png")
     save_file({"prompts": torch.from_numpy(_prompts())}, folder / "prompts.safetensors")
 
 
@@ -124,8 +149,12 @@ def overrides(path: Path, folder: Path) -> list[str]:
 def _sources(table: dict[str, object], folder: Path) -> list[str]:
     """Overrides that name the stand-in, where a recipe leaves its data to the user."""
     if table.get("use") == "mixture":
-        real, made = f"data.real.path={folder}", f"data.synthetic.path={folder}/synthetic.npz"
-        return [real, made, "evaluate.metrics=[]"]
+        # So few pictures cannot spare a thousand.
+        real = [f"data.real.of.path={folder}", "data.real.skip=2", "evaluate.metrics=[]"]
+        if "resolution" not in str(table):
+            return [*real, f"data.synthetic.path={folder}/synthetic.npz"]
+        sized = ["data.real.of.resolution=32", "data.synthetic.resolution=32"]
+        return [*real, f"data.synthetic.path={folder}", *sized]
     return [f"data.path={folder}", "evaluate.metrics=[]"] if "path" in table else []
 
 
