@@ -27,8 +27,7 @@ from advdiff_core.engine.trained import trained_as, trained_on
 from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
-from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
-from advdiff_core.interfaces.discriminator import Discriminator
+from advdiff_core.interfaces.component import BUILD_ORDER, Build, Component, ModelInfo, ViewInfo
 from advdiff_core.interfaces.loss_term import LossTerm
 from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
@@ -43,10 +42,6 @@ from advdiff_core.step.scene import ROOTS, Density, Role, Scene, ViewDecl
 from advdiff_core.types import DataInfo
 
 __all__ = ["Experiment", "assemble", "bare_role"]
-
-#: Kinds of models in the order they are built.
-ORDER = ("backbone", "discriminator", "alignment_target")
-
 
 @define(kw_only=True, eq=False)
 class Experiment:
@@ -184,7 +179,7 @@ def _roles(maker: Maker, parts: DataParts) -> dict[str, Role]:
             learns_sigma=isinstance(module, Backbone) and module.learns_sigma,
             follows=model.follow.role if model.follow else "",
             # Compiled networks have no second derivatives (pytorch's AOTAutograd).
-            double_backward=_differentiates_twice(module) and not model.compile,
+            double_backward=module.supports_double_backward and not model.compile,
         )  # fmt: skip
         if model.init:
             maker.inits[name] = load_init(module, name, model.init, data)
@@ -210,15 +205,9 @@ def _roles(maker: Maker, parts: DataParts) -> dict[str, Role]:
     return roles
 
 
-def _differentiates_twice(module: nn.Module) -> bool:
-    if isinstance(module, Backbone | Discriminator):
-        return module.supports_double_backward
-    return True
-
-
 def _in_order(models: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Backbones first: discriminators and alignment targets may run those that are frozen."""
-    return sorted(models.items(), key=lambda item: ORDER.index(item[1].kind))
+    return sorted(models.items(), key=lambda item: BUILD_ORDER.index(item[1].kind))
 
 
 def _frozen(role: Role, init: Path | None) -> dict[str, FrozenRole]:

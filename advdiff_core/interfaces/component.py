@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from advdiff_core.settings import Spec
     from advdiff_core.types import DataInfo, TapInfo
 
-__all__ = ["Build", "Component", "ModelInfo", "ViewInfo"]
+__all__ = ["BUILD_ORDER", "Build", "Component", "ModelInfo", "ViewInfo"]
+
+#: Kinds of models in the order they are built: later ones may run frozen networks of the first.
+BUILD_ORDER = ("backbone", "discriminator", "alignment_target")
 
 
 @frozen(kw_only=True)

@@ -18,7 +18,13 @@ class ModuleComponent(nn.Module, Component):
     The core builds it under a random state keyed by seed and place in the recipe, so layers may use
     torch's own initialisation; adding another component never changes the weights drawn here. A
     player trains every parameter but those that the constructor left with `requires_grad = False`.
+
+    Attributes:
+        supports_double_backward: True if gradients of gradients work in every layer, as penalties
+            on a gradient (R1) need them; fused attention breaks them.
     """
+
+    supports_double_backward: bool = True
 
     def __init__(self, settings: Any, build: Build) -> None:
         nn.Module.__init__(self)

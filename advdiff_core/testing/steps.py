@@ -24,7 +24,7 @@ from torch import Tensor
 from advdiff_core.draws import keyed_generator
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
 from advdiff_core.interfaces.backbone import Backbone
-from advdiff_core.interfaces.component import Build, Component, ModelInfo, ViewInfo
+from advdiff_core.interfaces.component import BUILD_ORDER, Build, Component, ModelInfo, ViewInfo
 from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.schedules import VPLinear
@@ -40,9 +40,6 @@ from advdiff_core.types import Cost, DataInfo
 __all__ = ["Drawn", "Model", "Moved", "Stage", "StepResult", "Turn", "build_stage", "run_step"]
 
 C = TypeVar("C", bound=Component)
-
-#: Kinds of models in the order they are built.
-ORDER = ("backbone", "discriminator", "alignment_target")
 
 
 @frozen
@@ -106,7 +103,7 @@ def build_stage(  # noqa: PLR0913 - the tables of a recipe.
         build = evolve(build, times=_make(times.component, times.settings, told))
     roles: dict[str, Role] = {}
     # In the order of a run: discriminators and targets may run the others.
-    for name, model in sorted(models.items(), key=lambda one: ORDER.index(one[1].kind)):
+    for name, model in sorted(models.items(), key=lambda one: BUILD_ORDER.index(one[1].kind)):
         roles[name] = _role(name, model, build, known)
         build = evolve(build, models={n: role.info for n, role in roles.items()})
         if model.frozen and model.kind == "backbone":
@@ -150,7 +147,7 @@ def _role(name: str, model: Model, build: Build, schedule: NoiseSchedule) -> Rol
         guided=isinstance(module, Backbone) and module.guided,
         learns_sigma=isinstance(module, Backbone) and module.learns_sigma,
         follows=model.follows,
-        double_backward=getattr(module, "supports_double_backward", True),
+        double_backward=module.supports_double_backward,
     )
     wear = Wear(
         schedule=schedule, parametrization=model.parametrization, sigma_data=model.sigma_data

@@ -234,8 +234,9 @@ def test_r1_names_the_attention_that_has_no_second_derivative() -> None:
     made = build_stage(data=DATA, models=models, terms={"adversarial": adversarial(**FIXED)})
     fault = fault_of(lambda: made.make(R1, path="terms.r1"))
     assert fault.key == "terms.r1.of"
-    assert "model 'discriminator' has none: the attention of encoder has none" in fault.message
-    assert 'attention_kernel = "math" in models.encoder' in fault.fix
+    assert "model 'discriminator' has none: fused attention or compiling" in fault.message
+    assert fault.message.endswith("takes them from encoder")
+    assert 'attention_kernel = "math" and compile = false in models.encoder' in fault.fix
 
 
 def test_r1_of_a_judge_without_frozen_network_can_only_be_taken_out() -> None:
@@ -251,7 +252,7 @@ def test_r1_of_a_judge_without_frozen_network_can_only_be_taken_out() -> None:
     made = build_stage(data=data, models=models, terms={"adversarial": adversarial(**FIXED)})
     fault = fault_of(lambda: made.make(R1))
     assert fault.message == "R1 needs second derivatives, and model 'discriminator' has none"
-    assert fault.fix == "take this term out"
+    assert fault.fix == "write compile = false in models.discriminator, or drop this term"
 
 
 def test_discriminate_asks_for_a_term_whose_rollout_is_judged() -> None:

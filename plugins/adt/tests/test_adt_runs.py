@@ -130,7 +130,7 @@ def test_r1_over_the_attention_of_a_transformer(kernel: str) -> None:
         assemble(recipe)
     (fault,) = caught.value.faults
     assert fault.key == "terms.r1.of"
-    assert 'attention_kernel = "math" in models.encoder' in fault.fix
+    assert 'attention_kernel = "math" and compile = false in models.encoder' in fault.fix
 
 
 def test_missing_weights_of_dinov2_say_where_to_put_them(

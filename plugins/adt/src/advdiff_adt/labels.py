@@ -24,7 +24,7 @@ class LabelMap(nn.Module):
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        self.shared = nn.Parameter(torch.randn(width))
+        self.shared = nn.Parameter(nn.init.normal_(torch.empty(width)))
         self.embedding = nn.Embedding(classes, width)
 
     def forward(self, features: Tensor, labels: Tensor | None) -> Tensor:

@@ -30,8 +30,9 @@ class SpectralNorm(nn.Module):
         matrix = weight.detach().flatten(1)
         self.left: Tensor
         self.right: Tensor
-        self.register_buffer("left", F.normalize(torch.randn_like(matrix[:, 0]), dim=0))
-        self.register_buffer("right", F.normalize(torch.randn_like(matrix[0]), dim=0))
+        for name, like in (("left", matrix[:, 0]), ("right", matrix[0])):
+            vector = nn.init.normal_(torch.empty_like(like))
+            self.register_buffer(name, F.normalize(vector, dim=0))
         for _ in range(FIRST):
             self.advance(weight)
 

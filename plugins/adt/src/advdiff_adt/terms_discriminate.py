@@ -156,9 +156,9 @@ def _refuse_single(judge: str, build: Build) -> None:
         name for name, info in build.models.items()
         if info.kind == "backbone" and info.frozen and not info.double_backward
     ]  # fmt: skip
-    cause = f": the attention of {', '.join(names)} has none" if names else ""
-    mend = (
-        f'write attention_kernel = "math" in models.{names[0]}' if names else "take this term out"
-    )
-    message = f"R1 needs second derivatives, and model {judge!r} has none{cause}"
-    refuse(build, "of", message, f"{mend}, or take another discriminator" if names else mend)
+    message = f"R1 needs second derivatives, and model {judge!r} has none"
+    if not names:
+        refuse(build, "of", message, f"write compile = false in models.{judge}, or drop this term")
+    what = f"{message}: fused attention or compiling takes them from {', '.join(names)}"
+    mend = f'write attention_kernel = "math" and compile = false in models.{names[0]}'
+    refuse(build, "of", what, f"{mend}, or take another discriminator")
