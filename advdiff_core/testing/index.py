@@ -20,6 +20,7 @@ LAW_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "refusals-name-a-key",
             "settings-hold-at-the-edge",
             "building-is-repeatable",
+            "updated-leaves-what-is-trained",
         ),
         "alignment_target": (
             "width-and-shape",

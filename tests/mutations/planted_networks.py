@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -441,6 +442,44 @@ class Augments(Critic):
     def hidden(self, x):
         """Noise."""
         return super().hidden(x + 0.1 * torch.randn_like(x) if self.training else x)
+
+
+@planted("updated-leaves-what-is-trained", "moves first.weight", "requires_grad = False")
+class ClipsWeights(Critic):
+    """Clips what is trained after each update."""
+
+    def updated(self):
+        """As the first Wasserstein critics did."""
+        self.first.weight.clamp_(-0.01, 0.01)
+
+
+@planted("updated-leaves-what-is-trained", "torch's global generator")
+class DrawsTwins(Critic):
+    """Keeps an average that is noisy."""
+
+    def __init__(self, settings, build):
+        super().__init__(settings, build)
+        self.register_buffer("average", torch.zeros(WIDTH))
+
+    def updated(self):
+        """Draws."""
+        self.average.add_(torch.randn(WIDTH))
+
+
+@planted("updated-leaves-what-is-trained", "average differs between two networks")
+class CountsUpdates(Critic):
+    """Goes on counting where another network of the process stopped."""
+
+    updates: ClassVar[list[int]] = []
+
+    def __init__(self, settings, build):
+        super().__init__(settings, build)
+        self.register_buffer("average", torch.zeros(WIDTH))
+
+    def updated(self):
+        """Count."""
+        self.updates.append(1)
+        self.average.fill_(len(self.updates))
 
 
 class Target(AlignmentTarget):

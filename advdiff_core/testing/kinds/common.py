@@ -9,13 +9,15 @@ from typing import Any
 
 import attrs
 import tomli_w
+import torch
 from hypothesis import reject
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from advdiff_core.discovery.loading import interface_of
 from advdiff_core.errors import AdvdiffError
+from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.recipe.problems import Mismatch
 from advdiff_core.recipe.recipe import plain
 from advdiff_core.recipe.schema import key_of
@@ -26,7 +28,12 @@ from advdiff_core.testing.imports import import_effects
 from advdiff_core.testing.kinds.rigs import rig
 from advdiff_core.testing.law import Laws
 from advdiff_core.testing.state import changes, digest, disturbed, leaves
-from advdiff_core.testing.subject import Subject, read_settings, settings_or_finding
+from advdiff_core.testing.subject import (
+    Subject,
+    read_settings,
+    settings_or_finding,
+    worlds_or_skip,
+)
 
 __all__ = ["COMMON"]
 
@@ -279,3 +286,40 @@ def building_is_repeatable(subject: Subject, seed: int) -> None:
                 wanted="weights that depend on the seed alone",
                 mend="initialise with torch's own functions in __init__, or from build.generator()",
             )
+
+
+@COMMON.law("updated-leaves-what-is-trained", seed=seeds())
+def updated_leaves_what_is_trained(subject: Subject, seed: int) -> None:
+    """What follows an update depends on the weights alone, and moves no trained one."""
+    own = getattr(subject.component, "updated", None)
+    if own is None or own is ModuleComponent.updated:
+        message = "it does nothing after an update"
+        raise NotApplicable(message)
+    world = worlds_or_skip(rig(subject).fit(subject)[0])[0]
+    first, second = (rig(subject).build(subject, world, seed) for _ in range(2))
+    before = _trained(first)
+    mend = "draw nothing, and write to buffers and weights with requires_grad = False alone"
+    with leaves("`updated`"):
+        for net in (first, second):
+            for _ in range(2):
+                with torch.no_grad():
+                    net.updated()
+    moved = changes(before, _trained(first))
+    if moved:
+        raise wrong(
+            f"that `updated` moves {moved[0]}, which is trained", wanted="it left", mend=mend
+        )
+    pair = [{n: digest(t) for n, t in _tensors(net).items()} for net in (first, second)]
+    found = changes(*pair)
+    if found:
+        what = f"that {found[0]} differs between two networks of the same weights"
+        raise wrong(what, wanted="what depends on the weights alone", mend=mend)
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    # Buffers that are in no state dict, too: checkpoints hold them.
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def _trained(net: nn.Module) -> dict[str, object]:
+    return {n: digest(t) for n, t in net.named_parameters() if t.requires_grad}
