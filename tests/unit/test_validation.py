@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from itertools import pairwise
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from attrs import evolve
 
-from advdiff_core.engine import fsio
+from advdiff_core.engine import fsio, tick
 from advdiff_core.engine.api import open_trained, train
 from advdiff_core.engine.best import Standing, best_checkpoint, read_standing
 from advdiff_core.engine.checkpoint import find_checkpoint, load, newest_valid, read_weights
@@ -44,6 +45,7 @@ class Scripted(Metric):
 
     needs_samples: ClassVar[bool] = False
     values: ClassVar[list[float]] = []
+    drawn: ClassVar[list[float]] = []
 
     def __init__(self, settings, build):
         super().__init__(settings, build)
@@ -57,7 +59,7 @@ class Scripted(Metric):
         """The next number, beside another one; it draws where it should not, and writes a file."""
         value = self.values[min(self.asked, len(self.values) - 1)]
         self.asked += 1
-        torch.randn(3)
+        self.drawn.append(float(torch.randn(())))
         evaluation.module("student")
         (evaluation.folder / "notes.txt").write_text("x")
         return {"score": value, "other": -value}
@@ -77,6 +79,7 @@ def tiny(**validate):
 def scripted(monkeypatch, values, **validate):
     """The recipe, measured by the script."""
     monkeypatch.setattr(Scripted, "values", list(values))
+    monkeypatch.setattr(Scripted, "drawn", [])
     recipe = tiny(**{**MEASURED, **validate})
     spec = Spec(kind="metric", use="scripted", settings=Scripted.Settings(), component=Scripted)
     return evolve(recipe, validate=evolve(recipe.validate, metrics=(spec,)))
@@ -133,6 +136,40 @@ def test_validation_measures_at_both_ends_and_every_so_many_images(monkeypatch, 
     assert [row["nimg"] for row in rows(again) if "validate/score" in row] == [80]
 
 
+def test_metric_that_draws_from_the_global_generator_draws_the_same(monkeypatch, tmp_path):
+    """Its numbers repeat, and the state of the generator is put back."""
+    torch.manual_seed(5)
+    before, found = torch.random.get_rng_state(), []
+    for name in ("a", "b"):
+        train(scripted(monkeypatch, [1]), out=tmp_path / name)
+        found.append(list(Scripted.drawn))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.manual_seed(6)
+        before = torch.random.get_rng_state()
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 6
+
+
+def test_images_per_second_do_not_count_the_time_of_measurements(monkeypatch, tmp_path):
+    """An hour of measuring leaves the speed of training what it was."""
+    late = [0.0]
+    clock = time.monotonic
+    monkeypatch.setattr(tick.time, "monotonic", lambda: clock() + late[0])
+    recipe = scripted(monkeypatch, [1])
+    original = Scripted.compute
+
+    def compute(self, evaluation):
+        late[0] += 3600.0
+        return original(self, evaluation)
+
+    monkeypatch.setattr(Scripted, "compute", compute)
+    run = train(recipe, out=tmp_path, hooks=logged()).run
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    speeds = [found["images_per_s"] for found in map(json.loads, lines) if "images_per_s" in found]
+    assert len(speeds) == 5
+    assert min(speeds) > 1.0
+
+
 def test_best_checkpoint_is_kept_however_old_it_is(monkeypatch, tmp_path):
     """Measured at 0, 16, ..., 80 with two checkpoints kept, the best one at 16 stays."""
     made = train(scripted(monkeypatch, [0.1, 0.9, 0.2, 0.3, 0.4, 0.5]), out=tmp_path)
@@ -179,12 +216,13 @@ def test_best_can_be_named_wherever_weights_are(monkeypatch, tmp_path):
 def test_patience_ends_a_run_that_gets_no_better(monkeypatch, tmp_path, capsys):
     """Best at 16, patience of 32: over at 48, with a last line, a checkpoint and metrics."""
     recipe = scripted(monkeypatch, [0.1, 0.9, 0.2, 0.3], patience=32)
+    recipe = evolve(recipe, run=evolve(recipe.run, log_every=40))
     made = train(recipe, out=tmp_path, hooks=logged())
     assert made.nimg == 48
     assert checkpoints(made.run) == [16, 24, 48]
     assert made.best["over"]
     assert "loss/denoise" in made.metrics
-    assert [row["nimg"] for row in rows(made.run) if "loss/denoise" in row] == [16, 32, 48]
+    assert [row["nimg"] for row in rows(made.run) if "loss/denoise" in row] == [40, 48]
     words = "stopped at 48 of 80 images: nothing better for 32; best score 0.9 at 16 images"
     assert words in capsys.readouterr().err
 
