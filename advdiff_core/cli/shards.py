@@ -118,11 +118,12 @@ def _job(
 
 def _judge(trained: Trained, options: ShardOptions) -> tuple[Judge | None, dict[str, Any] | None]:
     from advdiff_core.engine.api import open_trained
+    from advdiff_core.engine.best import names_best
     from advdiff_core.engine.judge import find_judge
 
     if options.judge is None:
         return None, None
-    if not Path(options.judge).is_dir():
+    if not (Path(options.judge).is_dir() or names_best(Path(options.judge))):
         judge = find_judge(trained.experiment, options.judge, batch=options.batch)
         models = trained.recipe.to_dict()["models"]
         return judge, {"role": judge.role, "model": models[judge.role]}

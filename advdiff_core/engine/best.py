@@ -13,7 +13,7 @@ from advdiff_core.engine import manifest as layout
 from advdiff_core.engine import strict_json
 from advdiff_core.errors import DataError
 
-__all__ = ["BEST", "Standing", "best_checkpoint", "read_standing"]
+__all__ = ["BEST", "Standing", "best_checkpoint", "names_best", "read_standing"]
 
 #: What stands for the best checkpoint where one is named: `--checkpoint best`, `init = "RUN/best"`.
 BEST = "best"
@@ -99,6 +99,11 @@ def _meta(path: Path) -> Mapping[str, Any]:
     if not isinstance(meta, Mapping):
         raise DataError("is not the state of a checkpoint", code="S15", where=str(path))
     return meta
+
+
+def names_best(path: Path) -> bool:
+    """Whether a path is `best` in a run or in its folder of checkpoints, and nothing of its own."""
+    return path.name == BEST and not path.exists() and path.parent.is_dir()
 
 
 def best_checkpoint(path: Path) -> Path:

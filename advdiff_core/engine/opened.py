@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advdiff_core.engine import strict_json
 from advdiff_core.engine.assemble import Experiment, assemble
-from advdiff_core.engine.best import BEST, best_checkpoint
+from advdiff_core.engine.best import BEST, best_checkpoint, names_best
 from advdiff_core.engine.checkpoint import find_checkpoint, load
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.evaluate import evaluate
@@ -123,7 +123,7 @@ def open_trained(
     """Open a run with the weights of its newest whole checkpoint, or of the one named.
 
     Args:
-        run: Run folder.
+        run: Run folder, or `RUN/best`.
         checkpoint: Images seen of the checkpoint wanted, or "best" for what `[validate]` found.
         overrides: `key=value` texts; see `advdiff_core.engine.reopen.reopened`.
         world: Processes that open it together; alone if None.
@@ -131,6 +131,8 @@ def open_trained(
     Raises:
         DataError: If there is no such run or checkpoint, or it is damaged.
     """
+    if names_best(run):
+        run, checkpoint = run.parent, checkpoint or BEST
     rundir = open_run(run)
     recipe, beside = reopened(rundir, overrides)
     wanted = _named(rundir, checkpoint)

@@ -9,7 +9,7 @@ from attrs import frozen
 from torch import Tensor
 
 from advdiff_core.engine import manifest as layout
-from advdiff_core.engine.best import BEST, best_checkpoint
+from advdiff_core.engine.best import best_checkpoint, names_best
 from advdiff_core.engine.manifest import newest_valid
 from advdiff_core.engine.sharding import SHARDED
 from advdiff_core.engine.state_codec import decode
@@ -52,7 +52,7 @@ def find_checkpoint(path: Path | str) -> tuple[Path, tuple[tuple[Path, str], ...
     path = Path(path)
     if (path / layout.COMMIT).exists() or (path / layout.MANIFEST).exists():
         return path, ()
-    if path.name == BEST and not path.exists() and path.parent.is_dir():
+    if names_best(path):
         return best_checkpoint(path.parent), ()
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found, skipped = newest_valid(root)

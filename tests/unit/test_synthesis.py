@@ -383,6 +383,15 @@ def test_a_model_of_the_run_may_judge(
     assert "'nosuch' is no classifier of the run; it has none" in err
 
 
+def test_judge_may_be_the_best_checkpoint_of_a_run(runs, tmp_path, capsys):
+    """`RUN/best` is taken for a run, and says what is missing where nothing was measured."""
+    best = str(runs["classifier"] / "best")
+    command = ["sample", str(runs["denoiser"]), "--to", "shards", "--num", "4", "--judge", best]
+    code, _, err = call([*command, "--out", str(tmp_path / "a")], capsys)
+    assert code == 4
+    assert "no checkpoint is the best: nothing was measured during this training" in err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

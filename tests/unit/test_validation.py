@@ -434,6 +434,7 @@ def test_trained_run_opens_with_its_best_weights(tmp_path):
     best = open_trained(made.run, checkpoint="best")
     assert best.nimg == made.best["nimg"]
     assert best.checkpoint.name == str(made.best["nimg"])
+    assert open_trained(made.run / "best").checkpoint == best.checkpoint
     with pytest.raises(DataError, match="no checkpoint is the best: nothing was measured"):
         open_trained(train(tiny(), out=tmp_path).run, checkpoint="best")
 
