@@ -56,8 +56,14 @@ class Lab:
         print(name, done["metrics"], file=sys.stderr, flush=True)
         return Path(done["run"])
 
-    def measure(self, run: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """Metrics of a run, measured in the way that `keys` say; its own if they say nothing."""
+    def measure(self, run: Path, keys: Mapping[str, Any], checkpoint: int = 0) -> dict[str, Any]:
+        """Metrics of a run, measured in the way that `keys` say; its own if they say nothing.
+
+        Args:
+            run: Its folder.
+            keys: Keys of the measurement.
+            checkpoint: Images of the checkpoint that is measured; 0: the newest.
+        """
         # The run's own evaluation is kept aside: another measurement takes its place.
         own = run / "measured" / "own.json"
         if not own.exists():
@@ -66,10 +72,12 @@ class Lab:
         if not keys:
             kept: dict[str, Any] = json.loads(own.read_text())
             return kept
-        digest = hashlib.sha256(json.dumps(keys, sort_keys=True, default=str).encode())
+        told = {**keys, "checkpoint": checkpoint} if checkpoint else keys
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
         place = run / "measured" / f"{digest.hexdigest()[:16]}.json"
         if not place.exists():
-            found = self._advdiff("evaluate", run, *_options(keys))
+            at = ["--checkpoint", checkpoint] if checkpoint else []
+            found = self._advdiff("evaluate", run, *at, *_options(keys))
             # Where it lies is no business of a record.
             found["run"] = run.name
             place.write_text(json.dumps(found))
