@@ -167,6 +167,18 @@ def test_rollouts_of_equal_keys_are_one_query() -> None:
     assert one != rollout_of(keys(Euler), build)
 
 
+def test_a_plan_shows_of_a_rollout_what_is_no_default() -> None:
+    """Sampler, rule and start; two rollouts that differ read differently, as plans sort by it."""
+    build, clips = told(stage(data=IMAGES)), spec(steps=5, clip_x0=True)
+    assert repr(rollout_of(keys(), build)) == (
+        "Rollout('student', ddim(steps=5), rule=adt, start=fixed)"
+    )
+    whole = evolve(keys(gradient="full", start="uniform"), sampler=clips)
+    assert repr(rollout_of(whole, build)) == (
+        "Rollout('student', ddim(steps=5, clip_x0=True), rule=full, recomputed)"
+    )
+
+
 @pytest.mark.parametrize("micro", [1, 3])
 def test_micro_batches_run_the_same_stretch(micro: int) -> None:
     """Gradients of a batch cut in parts are those of the whole batch."""

@@ -33,7 +33,7 @@ LAWS = st.builds(
 
 @given(law=LAWS, steps=st.integers(1, 50), nimg=st.integers(0, 2000), seed=st.integers(0, 10**6))
 def test_a_stretch_lies_on_the_path(law: StretchLaw, steps: int, nimg: int, seed: int) -> None:
-    """It runs at least one step, trains K of those it runs, and its times fall to the path's end."""
+    """It runs a step or more, trains K of those, and its times fall to the end of the path."""
     found = law.draw(steps, nimg, torch.Generator().manual_seed(seed))
     assert 0 <= found.first <= found.last < steps
     grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)

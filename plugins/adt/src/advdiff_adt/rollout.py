@@ -6,7 +6,7 @@ terms with equal settings ask for equal queries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, cast
 
 import attrs
@@ -27,7 +27,7 @@ __all__ = ["Decoded", "Real", "Rollout", "domain_of", "images_of", "real_of", "r
 DECODED = Domain(-1.0, 1.0)
 
 
-@frozen
+@frozen(repr=False)
 class Rollout(Query[Tensor]):
     """`x0_hat` [B, ...]: the data, noised to a time of the inference path and sampled from there.
 
@@ -48,8 +48,15 @@ class Rollout(Query[Tensor]):
     law: StretchLaw
     guidance: float
     recompute: bool
-    key: tuple[Any, ...] = field(repr=False)
-    sampler: Sampler = field(eq=False, repr=False)
+    key: tuple[Any, ...]
+    sampler: Sampler = field(eq=False)
+
+    def __repr__(self) -> str:
+        """What differs from defaults, for plans: by it queries are sorted, too."""
+        law = ", ".join(f"{name}={value}" for name, value in _changed(self.law))
+        more = f", guidance={self.guidance:g}" if self.guidance else ""
+        more += ", recomputed" if self.recompute else ""
+        return f"Rollout({self.role!r}, {_words(self.key)}, {law}{more})"
 
     def forwards(self, setup: Setup) -> Mapping[str, int]:
         """Those of the whole path: a start in its middle runs fewer."""
@@ -177,7 +184,7 @@ def _law(settings: RolloutSettings) -> StretchLaw:
         rule=settings.gradient,
         start=settings.start,
         first=settings.first,
-        curriculum=settings.curriculum,
+        curriculum=settings.curriculum if settings.start == "curriculum" else 0,
         count=settings.gradient_steps,
         choice=settings.choice,
         truncation=settings.truncation,
@@ -187,11 +194,26 @@ def _law(settings: RolloutSettings) -> StretchLaw:
 
 def _key(spec: Spec) -> tuple[Any, ...]:
     # Not the spec itself: its path is that of the term, as are those of what it holds.
-    values = (
-        (one.name, getattr(spec.settings, one.name)) for one in attrs.fields(type(spec.settings))
+    named = tuple(
+        (name, _key(value) if isinstance(value, Spec) else repr(value))
+        for name, value in _changed(spec.settings)
     )
-    named = tuple((name, _key(v) if isinstance(v, Spec) else repr(v)) for name, v in values)
     return spec.distribution, spec.use, named
+
+
+def _words(key: tuple[Any, ...]) -> str:
+    """A sampler's key in words, without its distribution."""
+    _, use, named = key
+    values = ((name, _words(v) if isinstance(v, tuple) else v) for name, v in named)
+    return f"{use}({', '.join(f'{name}={value}' for name, value in values)})"
+
+
+def _changed(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Fields of an attrs object with values that are not their defaults."""
+    for one in attrs.fields(type(settings)):
+        value = getattr(settings, one.name)
+        if one.default is attrs.NOTHING or value != one.default:
+            yield one.name, value
 
 
 def images_of(settings: RolloutSettings, build: Build) -> Query[Tensor]:
