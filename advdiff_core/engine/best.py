@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from attrs import asdict, frozen
 
@@ -16,7 +16,7 @@ from advdiff_core.errors import DataError
 __all__ = ["BEST", "Standing", "best_checkpoint", "names_best", "read_standing"]
 
 #: What stands for the best checkpoint where one is named: `--checkpoint best`, `init = "RUN/best"`.
-BEST = "best"
+BEST: Final = "best"
 
 
 @frozen(kw_only=True)
