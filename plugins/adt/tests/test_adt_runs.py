@@ -106,6 +106,38 @@ def test_a_stopped_run_goes_on_with_the_same_bits_and_leaves_the_frozen_network(
         assert not torch.equal(a[name], a[name.replace(".heads.", ".twins.")]), name
 
 
+JUDGES = {
+    "projected": ["depths=2", "conditional=true"],
+    "patch": ["channels=8", "layers=2"],
+    "conditional": ["channels=8", "norm=true"],
+}
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_other_discriminators_train_in_the_same_recipe(judge: str, tmp_path: Path) -> None:
+    """With a penalty on the gradient, logistic losses and labels; both players move."""
+    keys = [
+        "run.images=16", "run.checkpoint_every=16", "models.discriminator={}", "terms.r1.use=r1",
+        f"models.discriminator.use={judge}", "models.discriminator.kind=discriminator",
+        *(f"models.discriminator.{key}" for key in JUDGES[judge]),
+        'players.discriminator.terms=["discriminate", "r1"]', "terms.adversarial.loss=logistic",
+        "models.encoder.attention_kernel=math",
+    ]  # fmt: skip
+    recipe = loads_recipe(RECIPE, overrides=keys)
+    before = assemble(recipe).scene.roles
+    after = flat(state(train(recipe, out=tmp_path).run))
+    still = [
+        f"{name}.{key}"
+        for name in ("discriminator", "student")
+        for key, value in before[name].module.named_parameters()
+        if torch.equal(after[f".models.{name}.{key}"], value)
+    ]
+    assert not [key for key in still if key.startswith("discriminator")]
+    # Its last layer begins at zero: the first update is of that alone.
+    assert any(key.startswith("student") for key in still)
+    assert "student.conv_out.weight" not in still
+
+
 def test_the_plan_of_the_recipe_counts_both_players() -> None:
     """Three forwards of the path in each step, one more where the student acts."""
     report = plan_experiment(assemble(loads_recipe(RECIPE)))

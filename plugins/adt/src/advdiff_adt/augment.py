@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from advdiff_core.draws import Draws
@@ -40,7 +40,7 @@ class DiffAugmented(Query[Tensor]):
 
     of: Query[Tensor]
     policy: tuple[str, ...]
-    domain: Domain
+    domain: Domain = field(repr=False)
     stream: str
 
     def needs(self, setup: Setup) -> tuple[Query[Any], ...]:

@@ -36,6 +36,8 @@ class Siamese(Discriminator):
         supports_double_backward: That of the frozen network.
     """
 
+    source = "ADT (arXiv 2504.11423, section 3.2, by secondary sources)"
+
     @settings
     class Settings(BackboneSettings):
         """Keys of `use = "siamese"`."""

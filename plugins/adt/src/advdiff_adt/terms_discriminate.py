@@ -42,6 +42,8 @@ class Discriminate(LossTerm):
     form of the loss is UNKNOWN, `loss` of the generator's term).
     """
 
+    source = "ADT (arXiv 2504.11423, sections 3.2 and 3.3, by secondary sources)"
+
     @settings
     class Settings(OpponentSettings):
         """Keys of `use = "discriminate"`."""
