@@ -15,7 +15,7 @@ from teachers import teacher
 
 __all__ = [
     "ARMS", "EPS", "FRACTION", "IMAGES", "NOISY", "SEEDS", "SIGMA", "STEPS", "SYNTHETIC", "TAP",
-    "WEIGHT", "Arm", "attacked", "frozen", "noisy", "real", "train",
+    "WEIGHT", "Arm", "attacked", "frozen", "named", "noisy", "real", "train",
 ]  # fmt: skip
 
 IMAGES, BATCH = 102_400, 64
@@ -23,7 +23,7 @@ IMAGES, BATCH = 102_400, 64
 NOISY = 102_400
 SEEDS = (1, 2, 3)
 EPS = "8/255"
-#: Test images that are attacked.
+#: Test images that are attacked, the first ones.
 ATTACKED = 1_000
 #: Place and noise level of the teacher's features; see the sweep of probes, which chose them.
 TAP, SIGMA = "mid.1", 0.06
@@ -141,15 +141,19 @@ def attacked(  # noqa: PLR0913 - which attack, at which radius, on how many imag
     return lab.attack(run, name, words)
 
 
+def named(arm: str, seed: int, sigma: float = SIGMA, weight: float = WEIGHT) -> str:
+    """Name of a classifier's run."""
+    return f"{arm}-{seed}-{sigma:g}-{weight:g}" if ARMS[arm].teacher else f"{arm}-{seed}"
+
+
 def train(  # noqa: PLR0913 - what the arms and the sweeps differ by.
     lab: Lab, given: Any, arm: str, seed: int, sigma: float = SIGMA, weight: float = WEIGHT
 ) -> Path:
     """A classifier."""
     _, mixed, name = ARMS[arm]
     keys = {**trades(given, seed), "data": data(lab, given, mixed=mixed)}
-    if not name:
-        return lab.train(f"{arm}-{seed}", recipe("dra", "cifar10-trades"), keys)
-    changed = "" if (sigma, weight) == (SIGMA, WEIGHT) else f"-{sigma:g}-{weight:g}"
-    keys |= aligned(lab, given, name, sigma, weight)
-    path = "cifar10-dra-noisy-teacher" if name == "noisy" else "cifar10-dra"
-    return lab.train(f"{arm}-{seed}{changed}", recipe("dra", path), keys)
+    path = "cifar10-trades"
+    if name:
+        keys |= aligned(lab, given, name, sigma, weight)
+        path = "cifar10-dra-noisy-teacher" if name == "noisy" else "cifar10-dra"
+    return lab.train(named(arm, seed, sigma, weight), recipe("dra", path), keys)

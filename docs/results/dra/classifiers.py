@@ -15,7 +15,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, BATCH, EPS, FRACTION, IMAGES, SEEDS, STEPS, SYNTHETIC, attacked, train
+from arms import (
+    ARMS,
+    BATCH,
+    EPS,
+    FRACTION,
+    IMAGES,
+    SEEDS,
+    SIGMA,
+    STEPS,
+    SYNTHETIC,
+    WEIGHT,
+    attacked,
+    named,
+    train,
+)
 from here import Lab, arguments, open_lab
 
 FAST = '{use = "autoattack", version = "fast"}'
@@ -38,7 +52,7 @@ def finished(lab: Lab) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS}
     for arm in ARMS:
         for seed in SEEDS:
-            for run in sorted(lab.out.glob(f"[0-9]*-{arm}-{seed}")):
+            for run in sorted(lab.out.glob(f"[0-9]*-{named(arm, seed)}")):
                 report = run / "robust" / NAME / "report.json"
                 if report.exists():
                     metrics = lab.measure(run, {})["metrics"]
@@ -63,6 +77,7 @@ def main() -> None:
             {
                 "runs": finished(lab), "images": IMAGES, "batch": BATCH, "eps": EPS,
                 "synthetic": SYNTHETIC, "fraction": FRACTION, "steps": STEPS,
+                "sigma": SIGMA, "weight": WEIGHT,
             },
         )  # fmt: skip
 

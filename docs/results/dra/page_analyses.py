@@ -63,7 +63,7 @@ def analyses(out: Path) -> list[str]:
     if found is None:
         script = "Written and not run for want of time; `analyses.py` makes the numbers."
         return [*lines, script, ""]
-    runs = sorted(out.glob(f"[0-9]*-at-dra-{found['seed']}"))
+    runs = sorted(out.glob(f"[0-9]*-at-dra-{found['seed']}-*"))
     if runs:
         lines += provenance(RECORDS, runs[-1], "docs/results/dra/analyses.py", "analyses")
     lines += [
