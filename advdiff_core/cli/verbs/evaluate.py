@@ -150,13 +150,26 @@ def command(  # noqa: PLR0913 - one argument per option.
     )  # fmt: skip
     if not attacks:
         attacked.refuse_without_attack()
+    wanted = (*_borrowed(metrics, attacks), *overrides)
+    _evaluate(site, run, checkpoint, wanted, attacked, as_json=as_json)
+
+
+def _evaluate(  # noqa: PLR0913 - a run, what is measured, and how it is told.
+    site: Site,
+    run: Path,
+    checkpoint: int | Literal["best"] | None,
+    overrides: tuple[str, ...],
+    attacked: AttackOptions,
+    *,
+    as_json: bool,
+) -> None:
+    """Attack the run if attacks are named, else measure it; by all processes together."""
     from advdiff_core.engine.distributed import joined_world
 
     with joined_world() as world:
-        wanted = (*_borrowed(metrics, attacks), *overrides)
-        trained = _opened(run, checkpoint, wanted, world)
-        site.folder = run
-        if attacks:
+        trained = _opened(run, checkpoint, overrides, world)
+        site.folder = trained.rundir.path
+        if attacked.attacks:
             evaluate_under_attack(trained, run, attacked, as_json=as_json)
         else:
             _measure(trained, run, as_json=as_json)
