@@ -62,11 +62,11 @@ def _load(path: Path, world: World) -> Checkpoint:
     """The checkpoint with this process's own state; on another world size that part starts empty.
 
     Draws and data order depend on no process, so only the running means of an unfinished log tick
-    are lost.
+    are lost; how much goes through the networks at once is found anew.
     """
     saved = load(path)
     if saved.world != world.size:
-        return evolve(saved, rank_state={"stats": {}})
+        return evolve(saved, rank_state={"stats": {}, "micro": 0})
     return saved if world.rank == 0 else load(path, rank=world.rank)
 
 

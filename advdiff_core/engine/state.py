@@ -58,7 +58,7 @@ def gather_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
     if trainer.validator is not None:
         shared["validation"] = trainer.validator.standing.as_json()
     plain, pieces = split(shared)
-    own = {"stats": trainer.stats.state()}
+    own = {"stats": trainer.stats.state(), "micro": trainer.micro}
     return plain, ({**own, PIECES: pieces} if pieces else own)
 
 
@@ -85,7 +85,7 @@ def restore_state(trainer: Trainer, shared: dict[str, Any], own: dict[str, Any])
     trainer.nimg, trainer.index = shared["nimg"], shared["index"]
     if trainer.experiment.recipe.run.micro_batch == "auto":
         # Another split of the batch would add gradients in another order.
-        trainer.micro = min(shared["micro"], trainer.local)
+        trainer.micro = min(own.get("micro", shared["micro"]) or trainer.micro, trainer.local)
     trainer.stats.load(own["stats"])
 
 

@@ -6,6 +6,8 @@ import time
 from itertools import pairwise
 from typing import Any
 
+from torch import nn
+
 from advdiff_core.engine.assemble import Experiment
 from advdiff_core.engine.augment import rows_of
 from advdiff_core.engine.distributed import World
@@ -60,9 +62,10 @@ class Trainer:
         run = experiment.recipe.run
         self.images, self.batch = run.images, run.batch
         self.start, self.local = world.share(run.batch)
-        # One number for all: networks that are shared out are run by all processes together.
-        micro = choose_micro_batch(experiment, self.local)
-        self.micro = min(int(text) for text in world.gather(str(micro)))
+        self.micro = choose_micro_batch(experiment, self.local)
+        if self._sharded:
+            # All processes run such networks together, in shares of the same size.
+            self.micro = min(int(text) for text in world.gather(str(self.micro)))
         self.feed = experiment.feed()
         self.feeds = {
             player.name: self.feed.share(player.name)
@@ -72,6 +75,11 @@ class Trainer:
         self.nimg = 0
         self.index = 0
         self._steps: list[TrainStep] = []
+
+    @property
+    def _sharded(self) -> list[nn.Module]:
+        """Networks that are shared out to the processes."""
+        return [role.module for role in self.scene.roles.values() if role.skeleton is not None]
 
     @property
     def done(self) -> bool:
@@ -145,7 +153,7 @@ class Trainer:
                 self._turn(player).run(self._new_steps(plan, feed, stream=player.name), [])
         self._steps = []
         # Roles that nobody has moved were gathered, too.
-        release([role.module for role in self.scene.roles.values() if role.skeleton is not None])
+        release(self._sharded)
         self.nimg += self.batch
         self.index += 1
 
