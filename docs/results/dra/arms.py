@@ -14,8 +14,9 @@ from here import SIZE, Lab, recipe, toml
 from teachers import teacher
 
 __all__ = [
-    "ARMS", "EPS", "FRACTION", "IMAGES", "NOISY", "SEEDS", "SIGMA", "STEPS", "SYNTHETIC", "TAP",
-    "WEIGHT", "Arm", "attacked", "frozen", "named", "noisy", "real", "train",
+    "ARMS", "ATTACKED", "BATCH", "EPS", "FEW", "FRACTION", "IMAGES", "NOISY", "SEEDS", "SIGMA",
+    "STEPS", "SYNTHETIC", "TAP", "WEIGHT", "Arm", "attacked", "frozen", "named", "noisy", "real",
+    "train",
 ]  # fmt: skip
 
 IMAGES, BATCH = 102_400, 64
@@ -31,6 +32,8 @@ WEIGHT = 0.5
 #: Synthetic images, and evaluations of the network for each.
 SYNTHETIC, STEPS = 20_000, 12
 FRACTION = 0.7
+#: Real images of the arms that have few; their teacher has seen them all.
+FEW = 2_500
 UNET = {
     "use": "unet", "channels": 32, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [8],
 }  # fmt: skip
@@ -42,6 +45,7 @@ class Arm(NamedTuple):
     label: str
     synthetic: bool
     teacher: str = ""
+    few: bool = False
 
 
 ARMS = {
@@ -52,6 +56,8 @@ ARMS = {
     "dm-noisy": Arm("DM-AT + noisy-input teacher", synthetic=True, teacher="noisy"),
     "dm-robustadv": Arm("DM-AT + DRA, Robustadv teacher", synthetic=True, teacher="robustadv"),
     "dm-atdiff": Arm("DM-AT + DRA, AT_Diff teacher", synthetic=True, teacher="atdiff"),
+    "few": Arm("AT, few images", synthetic=False, few=True),
+    "few-dra": Arm("AT, few images + DRA", synthetic=False, teacher="plain", few=True),
 }
 
 
@@ -66,9 +72,11 @@ def synthetic(lab: Lab, given: Any) -> Path:
     return lab.shards(teacher(lab, given, "plain"), "synthetic", SYNTHETIC, sampler)
 
 
-def data(lab: Lab, given: Any, *, mixed: bool) -> dict[str, Any]:
+def data(lab: Lab, given: Any, *, mixed: bool = False, few: bool = False) -> dict[str, Any]:
     """The table of a recipe's data."""
     augment = [{"use": "crop", "pad": 2}, {"use": "flip"}]
+    if few:
+        return {"use": "subset", "of": real(given), "count": FEW, "augment": augment}
     if not mixed:
         return {**real(given), "augment": augment}
     shards = {"use": "npz-shards", "path": synthetic(lab, given)}
@@ -101,7 +109,7 @@ def trades(given: Any, seed: int) -> dict[str, Any]:
 def noisy(lab: Lab, given: Any) -> Path:
     """The encoder of the teacher, from random weights, trained to tell classes of noised images."""
     keys = {
-        **common(given), "data": data(lab, given, mixed=False), "run.images": NOISY,
+        **common(given), "data": data(lab, given), "run.images": NOISY,
         "models.student.denoiser": UNET, "models.student.tap": TAP, "models.student.sigma": SIGMA,
         "players.student.lr_schedule.warmup": NOISY // 40,
     }  # fmt: skip
@@ -150,8 +158,8 @@ def train(  # noqa: PLR0913 - what the arms and the sweeps differ by.
     lab: Lab, given: Any, arm: str, seed: int, sigma: float = SIGMA, weight: float = WEIGHT
 ) -> Path:
     """A classifier."""
-    _, mixed, name = ARMS[arm]
-    keys = {**trades(given, seed), "data": data(lab, given, mixed=mixed)}
+    _, mixed, name, few = ARMS[arm]
+    keys = {**trades(given, seed), "data": data(lab, given, mixed=mixed, few=few)}
     path = "cifar10-trades"
     if name:
         keys |= aligned(lab, given, name, sigma, weight)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, NOISY, SEEDS
+from arms import ARMS, FEW, NOISY, SEEDS
 from here import RECORDS, SIZE, arguments
 from page_analyses import analyses, probes
 from pages import provenance, record, table
@@ -23,7 +23,7 @@ HERE = Path(__file__).parents[1]
 TEACHERS = {"plain": "plain", "robustadv": "Robustadv", "atdiff": "AT_Diff, free"}
 NUMBER = "frechet_judge_pooled"
 #: Pairs that the paper compares, the second with DRA; and what we compare with the latter.
-PAIRS = (("at", "at-dra"), ("dm", "dm-dra"))
+PAIRS = (("at", "at-dra"), ("dm", "dm-dra"), ("few", "few-dra"))
 TEACHER_PAIRS = (
     ("dm", "dm-noisy"), ("dm-dra", "dm-noisy"), ("dm-dra", "dm-robustadv"),
     ("dm-dra", "dm-atdiff"),
@@ -96,7 +96,8 @@ def classifiers(out: Path) -> list[str]:
         f"teacher (DPM-Solver++, {found['steps']} evaluations, no selection). DRA: `mid.1` of the",
         f"teacher, lambda {found['weight']:g}, sigma {found['sigma']:g}, chosen in part 4. The",
         "noisy-input teacher is the same encoder, trained on",
-        f"{NOISY:,} noised images to tell classes. Clean accuracy on all 10,000 test images,",
+        f"{NOISY:,} noised images to tell classes. Few images are {FEW:,} real ones, though the",
+        "teacher has seen all 50,000. Clean accuracy on all 10,000 test images,",
         "robust accuracy under auto-PGD on the cross-entropy, then targeted auto-PGD (the first",
         "two of AutoAttack: an upper bound of what all four leave, part 3) on the first 1,000.",
         "In per cent, mean and range over seeds.", "",

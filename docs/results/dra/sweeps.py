@@ -18,7 +18,7 @@ from here import arguments, open_lab
 
 PGD = '{use = "pgd", steps = 20}'
 #: Sigma and weight of each run.
-POINTS = ((0.06, 0.5), (0.06, 4.0), (0.06, 16.0), (0.25, 4.0), (1.0, 4.0))
+POINTS = ((0.06, 0.5), (0.06, 4.0), (0.25, 0.5), (1.0, 0.5), (0.06, 16.0))
 PLAIN, ARM = "at", "at-dra"
 IMAGES = (ATTACKED, 2 * ATTACKED)
 
