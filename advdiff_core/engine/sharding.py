@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from advdiff_core.errors import UsageError
+from advdiff_core.interfaces.module import ModuleComponent
 from advdiff_core.recipe import Recipe
 from advdiff_core.step.scene import Role, swaps_parameters
 
@@ -48,7 +49,8 @@ def share_out(recipe: Recipe, roles: Mapping[str, Role], size: int, device: torc
 
     Raises:
         UsageError: R10 if a batch cannot be cut into equal shares: all processes have to run a
-            network together, equally often.
+            network together, equally often; or if a network acts after its update
+            (`ModuleComponent.updated`), for which it needs whole weights.
     """
     shared = {name for name, model in recipe.models.items() if model.shard}
     shared |= {n for n, m in recipe.models.items() if m.follow and m.follow.role in shared}
@@ -58,7 +60,16 @@ def share_out(recipe: Recipe, roles: Mapping[str, Role], size: int, device: torc
         fix = f"take a multiple of {size}"
         raise UsageError(message, code="R10", where="run.batch", fix=fix)
     for name in sorted(shared):
+        _check_still(name, roles[name].module)
+    for name in sorted(shared):
         roles[name].skeleton = shard(roles[name].module, size, device)
+
+
+def _check_still(name: str, module: nn.Module) -> None:
+    if getattr(type(module), "updated", ModuleComponent.updated) is not ModuleComponent.updated:
+        message = f"{name!r} works on its whole weights after each update, so they cannot be shared"
+        fix = "take `shard` out of this model"
+        raise UsageError(message, code="R10", where=f"models.{name}.shard", fix=fix)
 
 
 def shard(module: nn.Module, size: int, device: torch.device) -> nn.Module:

@@ -13,8 +13,10 @@ from advdiff_toys.terms import ToyFool, ToyJudge
 from advdiff_core.datasets.points import TwoMoons
 from advdiff_core.engine.assemble import assemble
 from advdiff_core.engine.distributed import World
+from advdiff_core.engine.sharding import share_out
 from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.trainer import Trainer
+from advdiff_core.errors import UsageError
 from advdiff_core.interfaces.backbone import Backbone
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.module import ModuleComponent
@@ -94,6 +96,19 @@ def test_a_stage_tells_of_updates_like_a_run(monkeypatch: pytest.MonkeyPatch) ->
     assert calls == ["ToyNet", "ToyFool"]
     run_step(made, [Turn("judge", {"judge": made.make(ToyJudge)})], x)
     assert calls == ["ToyNet", "ToyFool"]
+
+
+def test_a_network_that_acts_after_its_update_is_not_shared_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its processes would each hold rows of the weights; one line with the key, before the run."""
+    recipe = load_recipe(PLAYERS, overrides=["models.judge.shard=true"])
+    roles = assemble(load_recipe(PLAYERS)).scene.roles
+    monkeypatch.setattr(ToyCritic, "updated", lambda self: None, raising=False)
+    with pytest.raises(UsageError, match="'judge' works on its whole weights") as caught:
+        share_out(recipe, roles, 2, torch.device("cpu"))
+    assert (caught.value.code, caught.value.where) == ("R10", "models.judge.shard")
+    assert caught.value.fix == "take `shard` out of this model"
 
 
 def test_terms_know_how_the_recipe_names_the_others() -> None:
