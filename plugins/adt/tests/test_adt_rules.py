@@ -99,6 +99,28 @@ def test_adt_gradient_of_a_network_of_time_alone_is_the_sum_of_its_coefficients(
     torch.testing.assert_close(gradient, b.sum().expand(3), rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.parametrize("name", CURVED)
+def test_adt_gradient_is_the_sum_of_what_each_step_does_by_itself(name: str) -> None:
+    """Each state's change with the weights, states before it held, the method's memory not."""
+    made, x, w = sampler(name), noise(), weights()
+
+    def value(x_t: Tensor, t: Tensor) -> Tensor:
+        return curve(w)(x_t.detach(), t)
+
+    denoise, states = eps_of(made.schedule, value), []  # type: ignore[attr-defined]
+
+    def held(_: int, state: Tensor, __: object) -> Tensor:
+        states.append(state)
+        return state.detach()
+
+    ahead = noise(seed=8)
+    rolled(made, denoise, x, draws(), grid=made.grid(), rule="full", grad_steps=all_steps(6),
+           callback=held)  # fmt: skip
+    wanted = torch.autograd.grad(sum((state * ahead).sum() for state in states), w)
+    found = torch.autograd.grad((run(made, value, x, "adt", all_steps(6)).x0 * ahead).sum(), w)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("rule", LINEAR_RULES)
 @pytest.mark.parametrize("name", CURVED)
 def test_only_the_chosen_steps_train(name: str, rule: str) -> None:
@@ -203,9 +225,11 @@ def test_callback_sees_states_in_the_graph_and_may_replace_them(rule: str) -> No
     if rule in ("adt", "drtune", "full"):
         grads = torch.autograd.grad(found.x0.sum(), seen)
         assert all(float(gradient.abs().min()) > 0 for gradient in grads)
+    other = noise(seed=9)
     moved = rolled(made, denoise, noise(), draws(), **how,
-                   callback=lambda _, state, __: torch.zeros_like(state))  # fmt: skip
-    assert torch.equal(moved.x0, torch.zeros_like(moved.x0))
+                   callback=lambda n, _, __: other if n == 3 else None)  # fmt: skip
+    after = made.sample(denoise, other, draws(), grid=made.grid()[4:])
+    assert torch.equal(moved.x0, after.x0)
 
 
 @pytest.mark.parametrize("rule", LINEAR_RULES)
