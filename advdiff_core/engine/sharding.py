@@ -139,17 +139,17 @@ def is_sharded(tensor: object) -> TypeGuard[DTensor]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rows of this process, which are the tensor's own memory; a plain tensor itself."""
+    """The rows [n, ...] of this process, the tensor's own memory; a plain tensor itself."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor; every process calls it."""
+    """The whole tensor [N, ...]; every process calls it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def like(full: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, shared out as another one of its shape is."""
+    """A whole tensor [N, ...], shared out as another one of its shape is."""
     if not is_sharded(model) or full.shape != model.shape:
         return full
     from torch.distributed.tensor import DTensor
@@ -163,7 +163,7 @@ def like(full: Tensor, model: Tensor) -> Tensor:
 
 @torch.no_grad()
 def put(target: Tensor, full: Tensor) -> None:
-    """Copy a whole tensor into one that may be shared out."""
+    """Copy a whole tensor [N, ...] into one that may be shared out."""
     if is_sharded(target):
         local(target).copy_(_rows(full, target))
     else:
