@@ -5,28 +5,42 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers_processes import advdiff, in_processes
+from helpers_robust import data_table, trained_classifier
+from torch import Tensor
 
-from advdiff_core.engine.api import train
-from advdiff_core.engine.best import best_checkpoint, read_standing
-from advdiff_core.engine.checkpoint import load
-from advdiff_core.engine.metrics_log import read_metrics
+from advdiff_core.engine.api import open_trained, train
+from advdiff_core.engine.checkpoint import load, read_weights
+from advdiff_core.engine.robust.job import AttackJob
+from advdiff_core.engine.synthesis import Job, Synthesis
 from advdiff_core.hooks.jsonl import JsonLines
 from advdiff_core.hooks.manager import Hooks
-from advdiff_core.recipe import load_recipe
+from advdiff_core.recipe import load_recipe, recipe_from_dict
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "players.toml"
 OVERRIDES = (
-    "run.images=48",
+    "run.images=64",
+    "run.keep=10",
     "models.student.dropout=0.0",
     'schedule.density.sampler={ use = "toy-doubling", weighted = true }',
-    'validate.metrics=[{ use = "sliced-wasserstein" }, { use = "frechet" }]',
-    "validate.every=32",
-    "validate.num=8",
-    'validate.goal="min"',
 )
+SETS = tuple(part for override in OVERRIDES for part in ("-s", override))
+SHARDED = ("-s", "models.student.shard=true", "-s", "models.judge.shard=true")
+CLOSE = {"rtol": 2e-4, "atol": 2e-6}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A run made by one process."""
+    hooks = Hooks()
+    hooks.add(JsonLines(), name="jsonl")
+    return train(
+        load_recipe(RECIPE, OVERRIDES), out=tmp_path_factory.mktemp("one"), hooks=hooks
+    ).run
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +49,52 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "advdiff_core", "train", RECIPE, "--out", folder, "--json",
-        *(part for override in OVERRIDES for part in ("-s", override)),
+        "-m", "advdiff_core", "train", RECIPE, "--out", folder, "--json", *SETS,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["nimg"] == 48
+    assert json.loads(done.stdout.splitlines()[-1])["nimg"] == 64
     return folder / "00000-players"
 
 
-def test_two_processes_learn_what_one_process_learns(two, tmp_path):
+def flat(state: Any, place: str = "") -> dict[str, Any]:
+    """Every leaf of a state, by its place."""
+    if isinstance(state, dict):
+        parts = [flat(value, f"{place}/{key}") for key, value in state.items()]
+    elif isinstance(state, list):
+        parts = [flat(value, f"{place}/{index}") for index, value in enumerate(state)]
+    else:
+        return {place: state}
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def assert_same(run: Path, other: Path, nimg: int = 64, **close: float) -> None:
+    """Every number of two checkpoints: bit for bit, or close."""
+    a, b = (flat(load(path / "checkpoints" / str(nimg)).shared) for path in (run, other))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if isinstance(value, Tensor) and close:
+            torch.testing.assert_close(value, b[name], msg=lambda m, n=name: f"{n}: {m}", **close)
+        elif isinstance(value, Tensor):
+            assert torch.equal(value, b[name]), name
+        elif name != "/micro":
+            assert value == b[name], name
+
+
+def cut_back(run: Path, to: Path) -> Path:
+    """A copy of a run that stopped at 48 images."""
+    shutil.copytree(run, to)
+    shutil.rmtree(to / "checkpoints" / "64")
+    return to
+
+
+def test_two_processes_learn_what_one_process_learns(one, two):
     """Draws are keyed by the sample, so that two halves of a batch add up to the whole one."""
-    hooks = Hooks()
-    hooks.add(JsonLines(), name="jsonl")
-    one = train(load_recipe(RECIPE, OVERRIDES), out=tmp_path, hooks=hooks).run
-    a, b = load(two / "checkpoints" / "48").shared, load(one / "checkpoints" / "48").shared
-    for role in ("student", "judge"):
-        for name, tensor in b["models"][role].items():
-            torch.testing.assert_close(a["models"][role][name], tensor, rtol=2e-4, atol=2e-6)
+    assert_same(one, two, **CLOSE)
     # The law of training times heard of every sample once, in both.
-    assert torch.equal(a["times"]["calls"], b["times"]["calls"])
-    torch.testing.assert_close(a["times"]["losses"], b["times"]["losses"], rtol=1e-5, atol=0)
-    rows = [read_metrics(run / "metrics.jsonl")[1] for run in (two, one)]
+    a, b = (load(run / "checkpoints" / "64").shared["times"] for run in (one, two))
+    assert torch.equal(a["calls"], b["calls"])
+    rows = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (two, one)]
     for name in (
         "loss/denoise",
         "loss/equivariance",
@@ -67,23 +105,238 @@ def test_two_processes_learn_what_one_process_learns(two, tmp_path):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-5)
 
 
-def test_two_processes_agree_on_which_weights_are_the_best(two):
-    """Samples and metrics are shared out; both processes judge by the same numbers."""
-    found = json.loads((two / "validation.json").read_text())
-    measured = [row for row in read_metrics(two / "metrics.jsonl") if "validate/frechet" in row]
-    assert [row["nimg"] for row in measured] == [0, 32, 48]
-    best = min(measured, key=lambda row: row["validate/sliced_wasserstein"])
-    assert (found["best"]["number"], found["best"]["nimg"]) == ("sliced_wasserstein", best["nimg"])
-    assert read_standing(two / "checkpoints").as_json() == found["best"]
-    assert best_checkpoint(two).is_dir()
-
-
 def test_one_process_goes_on_where_two_stopped_and_says_what_it_cannot_promise(
-    two, tmp_path, capsys
+    one, two, tmp_path, capsys
 ):
     """X06: another world size keeps the sample order; the level of repeatability is printed."""
-    run = tmp_path / "copy"
-    shutil.copytree(two, run)
-    done = train(load_recipe(RECIPE, (*OVERRIDES, "run.images=64")), resume=run)
+    run = cut_back(two, tmp_path / "copy")
+    done = train(load_recipe(RECIPE, OVERRIDES), resume=run)
     assert done.nimg == 64
     assert "going on from 48 images; repeatability L2: world: 2 -> 1" in capsys.readouterr().err
+    assert_same(one, run, **CLOSE)
+
+
+def test_killed_process_is_named_and_the_run_goes_on_bit_for_bit(two, tmp_path):
+    """X01: the others stop within seconds, and a resumed run ends where one that never stopped."""
+    fault = {"ADVDIFF_FAULT": "train.step@1:4:kill"}
+    killed = advdiff("train", RECIPE, "--out", tmp_path, *SETS, nproc=2, env=fault)
+    run = tmp_path / "00000-players"
+    assert killed.returncode == 75
+    said = killed.stderr.splitlines()[-1]
+    assert "error[X01] process 1 (pid " in said
+    assert "ended by SIGKILL (exit code -9); the other processes were stopped" in said
+    assert f"go on with: advdiff train --resume {run}" in said
+    assert "Traceback" not in killed.stderr
+    assert not (run / "checkpoints" / "64").exists()
+    done = advdiff("train", "--resume", run, nproc=2)
+    assert done.returncode == 0, done.stderr
+    assert "going on from 48 images; repeatability L0: bit-identical" in done.stderr
+    assert_same(two, run)
+
+
+def test_three_processes_go_on_where_two_stopped(one, two, tmp_path):
+    """X06, X07: shares of 5, 5 and 6 samples; what is learnt is what one process learns."""
+    run = cut_back(two, tmp_path / "copy")
+    done = advdiff("train", "--resume", run, nproc=3)
+    assert done.returncode == 0, done.stderr
+    assert "repeatability L2: world: 2 -> 3" in done.stderr
+    assert_same(one, run, **CLOSE)
+
+
+def test_shared_out_roles_learn_what_whole_ones_learn(one, tmp_path):
+    """FSDP2: two players, an adversarial view, averages and clipping, with rows in own files."""
+    done = advdiff("train", RECIPE, "--out", tmp_path, *SETS, *SHARDED, nproc=2)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "00000-players"
+    assert_same(one, run, **CLOSE)
+    # Each process wrote its own rows, and no pickle.
+    files = {path.name: path.stat().st_size for path in (run / "checkpoints" / "64").iterdir()}
+    assert files["rank-0000.safetensors"] > 2 * files["shared.safetensors"]
+    assert files["rank-0001.safetensors"] > 2 * files["shared.safetensors"]
+    assert {Path(name).suffix for name in files} == {".safetensors", ".json", ""}
+    # They are whole for who reads the run, in one process: weights, averages, samples, more steps.
+    whole = load(run / "checkpoints" / "64").shared
+    for average, wanted in ((None, whole["models"]["student"]), (1, whole["ema"]["student"][1])):
+        found = read_weights(run, "student", ema=average).tensors
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in found)
+    a, b = (open_trained(path).sample(range(3)).x0 for path in (one, run))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    again = cut_back(run, tmp_path / "again")
+    train(load_recipe(run / "recipe.lock.toml"), resume=again)
+    assert_same(one, again, **CLOSE)
+
+
+@pytest.mark.slow
+def test_shared_out_roles_go_on_bit_for_bit(tmp_path):
+    """A resumed run of shared roles ends where one that never stopped does."""
+    done = advdiff("train", RECIPE, "--out", tmp_path, *SETS, *SHARDED, nproc=2)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "00000-players"
+    again = cut_back(run, tmp_path / "again")
+    done = advdiff("train", "--resume", again, nproc=2)
+    assert done.returncode == 0, done.stderr
+    assert_same(run, again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("train.step@1:4:signal:SIGSTOP", "is stopped after 4 s (step 3, 48 images)"),
+        ("train.step@0:4:signal:SIGSTOP", "process 0"),
+    ],
+)
+def test_stopped_process_is_named_after_the_time_that_the_recipe_gives(fault, said, tmp_path):
+    """X03: which one, how long it was waited for, and the last step."""
+    done = advdiff(
+        "train", RECIPE, "--out", tmp_path, *SETS, "-s", "run.timeout=4", nproc=2,
+        env={"ADVDIFF_FAULT": fault},
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert "error[X03]" in done.stderr
+    assert said in done.stderr
+    assert "go on with: advdiff train --resume" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_error_of_one_process_is_the_one_that_is_told(tmp_path):
+    """X02: its message and exit code, not that the others lost it."""
+    fault = {"ADVDIFF_FAULT": "train.step@1:4:raise:EIO"}
+    done = advdiff("train", RECIPE, "--out", tmp_path, *SETS, nproc=2, env=fault)
+    assert done.returncode == 5
+    assert done.stderr.splitlines()[-2].startswith("advdiff: error Input/output error")
+    assert done.stderr.splitlines()[-1].startswith("advdiff: process 1 ended with 5")
+
+
+@pytest.mark.slow
+def test_signal_to_one_process_stops_all_at_one_step(two, tmp_path):
+    """X09: all save the same step, exit code 75; going on gives the run that never stopped."""
+    fault = {"ADVDIFF_FAULT": "train.step@1:3:signal:SIGTERM"}
+    done = advdiff("train", RECIPE, "--out", tmp_path, *SETS, nproc=2, env=fault)
+    run = tmp_path / "00000-players"
+    assert done.returncode == 75
+    assert "stopped at 48 of 64 images; everything is saved" in done.stderr.splitlines()[-1]
+    assert max(int(path.name) for path in (run / "checkpoints").iterdir()) == 48
+    assert advdiff("train", "--resume", run, nproc=2).returncode == 0
+    assert_same(two, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault",
+    ["save.write@1:2:kill", "save.sync@0:7:kill", "save.rename@0:3:kill", "save.write@0:8:kill"],
+)
+def test_process_killed_while_saving_leaves_no_half_checkpoint(fault, two, tmp_path):
+    """X04: either it is there and whole, or the one before it is the newest; both can go on."""
+    done = advdiff("train", RECIPE, "--out", tmp_path, *SETS, nproc=2, env={"ADVDIFF_FAULT": fault})
+    run = tmp_path / "00000-players"
+    assert done.returncode == 75, done.stderr
+    assert "ended by SIGKILL" in done.stderr.splitlines()[-1]
+    for path in (run / "checkpoints").iterdir():
+        if path.name.isdigit():
+            assert load(path, rank=1).nimg == int(path.name)
+    assert advdiff("train", "--resume", run, nproc=2).returncode == 0
+    assert_same(two, run)
+
+
+# Work that is shared after the training.
+
+
+@pytest.fixture(scope="module")
+def shared_work(tmp_path_factory):
+    """What three processes found, and the folder that they found it in."""
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copytree(trained_classifier(folder).rundir.path, folder / "victim")
+    tables = {
+        "run": {"images": 32, "batch": 16, "device": "cpu", "precision": "fp32"},
+        "data": data_table(folder, "train"),
+        "models": {"student": {"use": "mlp", "width": 8, "conditional": True}},
+        "terms": {"denoise": {"use": "denoise"}}, "sample": {"use": "ddim", "steps": 3},
+        "evaluate": {
+            "num": 31, "repeats": 2, "batch": 8, "metrics": [{"use": "frechet"}, {"use": "frechet"}]
+        },
+    }  # fmt: skip
+    made = train(recipe_from_dict(tables), out=folder / "runs").run
+    shutil.copytree(made, folder / "denoiser")
+    net = {"use": "toy-net", "outputs": 3, "batch_norm": True, "parametrization": "none"}
+    norms = {
+        "run": {"images": 60, "batch": 20, "device": "cpu", "precision": "fp32"},
+        "data": data_table(folder, "train"), "models": {"net": net},
+        "terms": {"ce": {"use": "cross-entropy", "role": "net"}}, "players": {"net": {}},
+    }  # fmt: skip
+    (folder / "norms.json").write_text(json.dumps(norms))
+    return folder, in_processes(3, folder, "collectives", "norms", "evaluation")
+
+
+def test_processes_put_together_what_each_has(shared_work):
+    """Rows, means by samples, texts, votes: as if one process had done it."""
+    found = shared_work[1]["collectives"]
+    mean = torch.arange(20.0).reshape(10, 2).mean(0)
+    assert found["rows"]
+    assert found["patient"]
+    assert found["mean"] == [mean.tolist(), pytest.approx(float(mean[0]))]
+    assert found["sum"] == [3.0, 3.0]
+    assert found["texts"] == ["", "\u00e4", "\u00e4\u00e4"]
+    assert found["votes"] == [False, True, False]
+    assert found["main"] == {"from": 0}
+
+
+def test_running_statistics_are_the_same_everywhere(shared_work):
+    """Each process normalises its own share; what is saved is what all of them hold."""
+    found = shared_work[1]["norms"]
+    assert len(set(found["digests"])) == 1
+    assert found["moved"] > 1e-3
+
+
+def test_samples_shared_by_processes_are_those_of_one(shared_work):
+    """Each seed is sampled once, all get all, and a process without seeds knows the cost too."""
+    folder, found = shared_work
+    parts = [torch.load(folder / f"samples-{rank}.pt", weights_only=True) for rank in range(3)]
+    alone = open_trained(folder / "denoiser")
+    for part in parts:
+        torch.testing.assert_close(part["seven"], alone.sample(range(3, 10)).x0)
+        torch.testing.assert_close(part["two"], alone.sample(range(2)).x0)
+    assert found["evaluation"]["nfe"] == [3, 3]
+
+
+def test_metrics_shared_by_processes_are_those_of_one(shared_work):
+    """X07: 31 samples and 3 processes; each sample counts once, each metric is computed once."""
+    folder, found = shared_work
+    wanted = open_trained(folder / "denoiser").evaluate()["metrics"]
+    assert found["evaluation"]["metrics"] == pytest.approx(wanted, rel=1e-4)
+    assert set(wanted) >= {"frechet", "frechet#2"}
+
+
+def test_shards_made_by_processes_are_those_of_one(shared_work):
+    """Byte for byte, with an index of all of them."""
+    folder, found = shared_work
+    assert found["evaluation"]["shards"] == [14, 4]
+    trained = open_trained(folder / "denoiser")
+    job = Job(num=14, labels=(0, 1, 2), shard=4)
+    Synthesis(trained=trained, job=job, folder=folder / "alone", batch=3).run()
+    for path in (folder / "alone").glob("*.npz"):
+        assert path.read_bytes() == (folder / "shards" / path.name).read_bytes()
+    assert len(list((folder / "alone").glob("*.npz"))) == 4
+
+
+def test_attack_shared_by_processes_finds_what_one_finds(shared_work):
+    """X07: 23 samples in buckets of 4; the journal is that of one process, but for the seconds."""
+    folder, found = shared_work
+    job = AttackJob(
+        attacks=({"use": "toy-fgsm"},), eps=(0.05, 0.2), num=23, batch=4, save=3, name="alone"
+    )
+    report = open_trained(folder / "victim").attack(job)
+    theirs = found["evaluation"]["report"]
+    assert theirs["curve"] == report.as_json()["curve"]
+    assert theirs["clean"] == report.as_json()["clean"]
+    places = Path(found["evaluation"]["folder"]), report.folder
+    journals = [
+        [json.loads(line) for line in (place / "journal.jsonl").read_text().splitlines()]
+        for place in places
+    ]
+    assert len(journals[0]) == len(journals[1])
+    for row, other in zip(*journals, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    for name in ("examples.jsonl", "adversarial.safetensors"):
+        assert (places[0] / name).read_bytes() == (places[1] / name).read_bytes()
