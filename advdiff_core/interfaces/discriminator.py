@@ -14,6 +14,10 @@ __all__ = ["Discriminator"]
 class Discriminator(ModuleComponent):
     """Scores images; higher means more real.
 
+    It may run the network of a frozen backbone of the recipe, got by `build.network` and kept as it
+    is, with `classify(..., through=True)`: it is built after all backbones, and passes of such a
+    network count as its own. What follows its weights (an average of them) moves in `updated`.
+
     Contract: scores of sample i depend on sample i (and its reference) alone in eval mode; inputs
     are not edited.
 

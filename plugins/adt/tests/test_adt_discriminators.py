@@ -71,6 +71,19 @@ def test_siamese_scores_are_cosines(seed: int, scale: float) -> None:
     assert bool((found.abs() <= 1 + 1e-12).all())
 
 
+def test_cosines_are_taken_in_full_precision_under_autocast() -> None:
+    """Heads run in bfloat16; a score is float32 and near the one without."""
+    judge = made_of(keys=SMALL).float()
+    for role in (judge, judge.features.network.role.module):
+        role.float()
+    x, reference = images(2, 1).float(), images(2, 2).float()
+    wanted = judge(x, reference=reference)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = judge(x, reference=reference)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=0.03)
+
+
 def test_an_image_without_reference_is_compared_with_itself() -> None:
     """The score a real image can have."""
     judge, x = made_of(keys=SMALL), images(2)

@@ -67,6 +67,14 @@ def test_forwards_change_nothing_in_train_mode() -> None:
     assert all(torch.equal(value, made.state_dict()[name]) for name, value in before.items())
 
 
+def test_the_norm_is_taken_in_full_precision_under_autocast() -> None:
+    """The weight is that of float32; only the product with the input is not."""
+    made = normed(layer("linear").float(), spectral=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = made.weight
+    assert torch.equal(found, made.weight)
+
+
 def test_copies_have_vectors_of_their_own() -> None:
     """A twin is not moved by its original."""
     made = nn.Sequential(normed(layer("linear"), spectral=True))
