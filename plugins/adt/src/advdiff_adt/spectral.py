@@ -40,7 +40,7 @@ class SpectralNorm(nn.Module):
         """The weight [O, I, ...] over `u W v`, where u and v are constants."""
         # A norm in bfloat16 would be off by up to half a percent.
         with torch.autocast(weight.device.type, enabled=False):
-            return weight / torch.dot(self.left, torch.mv(weight.flatten(1), self.right))
+            return weight / torch.dot(self.left, weight.flatten(1) @ self.right)
 
     @torch.no_grad()
     def advance(self, weight: Tensor) -> None:
