@@ -20,7 +20,7 @@ from attrs import define, field, frozen
 from advdiff_core.errors import UsageError, escape
 from advdiff_core.sweep.launch import GLANCE, Job, Outcome, run_command
 
-__all__ = ["Ray", "Submitit", "Task"]
+__all__ = ["Ray", "Submitit", "Task", "require"]
 
 #: Exit code of a job whose scheduler lost it.
 LOST = 71
@@ -92,7 +92,7 @@ class Submitit:
         ), jobs, self.slots, stop=stop, began=began, ended=ended)  # fmt: skip
 
     def _executor(self) -> Any:
-        submitit = _library("submitit")
+        submitit = require("submitit")
         options = {**self.options}
         cluster = options.pop("cluster", None)
         with _refusals("submitit"):
@@ -131,7 +131,7 @@ class Ray:
         ended: Callable[[Job, Outcome], None],
     ) -> None:
         """See `Launcher.run`."""
-        ray = _library("ray")
+        ray = require("ray")
         options = {"max_retries": 0, **self.options}
         address = options.pop("address", None)
         with _refusals("ray"):
@@ -196,7 +196,15 @@ def _watch(  # noqa: PLR0913 - the three calls of a launcher among them.
                 queue.cancel(handle)
 
 
-def _library(name: str) -> Any:
+def require(name: str) -> Any:
+    """The library of a scheduler.
+
+    Args:
+        name: "submitit" or "ray".
+
+    Raises:
+        UsageError: If it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as cause:

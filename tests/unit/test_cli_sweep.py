@@ -8,6 +8,7 @@ import io
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,16 @@ def test_contradictions_are_refused(args, message, made, monkeypatch) -> None:
     code, out, err = call("sweep", *args)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith(f"advdiff: error advdiff sweep: {message}")
+
+
+def test_missing_library_leaves_no_folder(made, tmp_path, monkeypatch) -> None:
+    """It is looked for before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = call("sweep", made["at"] / "moons.toml", "--on", "ray")
+    assert code == 2
+    assert err.endswith('which is not installed - pip install "advdiff-core[ray]"\n')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_run_is_named_with_the_nearest(made) -> None:

@@ -87,6 +87,8 @@ def command(  # noqa: PLR0913 - one argument per option.
     In the end summary.html has a table and plots, summary.csv and summary.json every number.
     """  # noqa: D301 - \b keeps the lines apart in the help.
     _check_arguments(recipe, resume, only, fresh=bool(grid or seeds or out or listed))
+    # Before a folder is made that nothing could run in.
+    chosen = _options_of(on, settings)
     if resume is not None:
         from advdiff_core.sweep.folder import open_sweep
 
@@ -101,7 +103,7 @@ def command(  # noqa: PLR0913 - one argument per option.
             _print_points([point for point, _ in points], as_json=as_json)
             return
         sweep = _begin(recipe, axes, points, out)
-    _work(sweep, _launcher(sweep, on, jobs, _options_of(on, settings)), as_json=as_json)
+    _work(sweep, _launcher(sweep, on, jobs, chosen), as_json=as_json)
 
 
 def _check_arguments(
@@ -173,12 +175,16 @@ def _run_one(site: Site, sweep: SweepDir, name: str) -> None:
 
 
 def _options_of(on: str, arguments: tuple[str, ...]) -> dict[str, Any]:
-    """Values of `--option` by key, as TOML reads them."""
+    """Values of `--option` by key, as TOML reads them, for a library that is there."""
     from advdiff_core.recipe.overrides import parsed
 
     if arguments and on == "local":
         fix = "add --on submitit or --on ray"
         raise UsageError("--option is for clusters", where=WHERE, fix=fix)
+    if on != "local":
+        from advdiff_core.sweep.clusters import require
+
+        require(on)
     return dict(parsed(one) for one in arguments)
 
 
