@@ -12,7 +12,13 @@ __all__ = ["evaluations"]
 
 
 def evaluations(sampler: Sampler, grid: Tensor, setup: Setup) -> int:
-    """Evaluations of the denoiser per sample on a path `grid` [n + 1]."""
+    """Evaluations of the denoiser per sample on a path.
+
+    Args:
+        sampler: The sampler.
+        grid: Times of the path [N].
+        setup: Has the schedule.
+    """
     schedule = setup.schedule
     assert schedule is not None, "the sampler refuses recipes without one"
 
