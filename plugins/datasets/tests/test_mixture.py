@@ -201,7 +201,7 @@ def test_fingerprint_depends_on_both_parts():
     [
         (Numbers(9, shape=(2,)), "the shape is [2], that of the real samples [1]"),
         (Numbers(9, classes=3), "the number of classes is 3, that of the real samples 2"),
-        (Numbers(9, domain=None), "the kind of domain is True, that of the real samples False"),
+        (Numbers(9, domain=None), "the range is unbounded, that of the real samples bounded"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(other, words):

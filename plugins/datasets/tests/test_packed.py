@@ -46,6 +46,20 @@ def same(data, x: np.ndarray, y: np.ndarray) -> None:
     assert got.y.dtype == torch.int64
 
 
+def test_files_that_are_read_twice_are_held_once(tmp_path: Path):
+    """By a run and its validation; other files, another split and changed ones are read."""
+    make.cifar10_binary(tmp_path)
+    first, second = built(CIFAR10, tmp_path), built(CIFAR10, tmp_path)
+    assert second._x.data_ptr() == first._x.data_ptr()
+    assert built(CIFAR10, tmp_path, split="test")._x.data_ptr() != first._x.data_ptr()
+    assert built(CIFAR10, tmp_path, size=16).info.shape == (3, 16, 16)
+    changed = next(tmp_path.rglob("data_batch_1.bin"))
+    content = changed.read_bytes()
+    changed.write_bytes(content[:1] + bytes(255 - byte for byte in content[1:2]) + content[2:])
+    os.utime(changed, ns=(0, 0))
+    assert built(CIFAR10, tmp_path).fingerprint() != first.fingerprint()
+
+
 @pytest.mark.parametrize("archive", [False, True])
 @pytest.mark.parametrize("maker", [make.cifar10_pickles, make.cifar10_binary])
 def test_cifar10_reads_both_versions_unpacked_or_not(tmp_path: Path, maker, archive: bool):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from advdiff_core.pickles.machine import read_pickle
 from advdiff_core.pickles.rules import as_array
 from advdiff_core.settings import setting, settings
 from advdiff_datasets.packed import (
+    Held,
     Packed,
     PackedImages,
     as_tensor,
@@ -23,6 +24,7 @@ from advdiff_datasets.packed import (
     fault,
     fetch,
     find_files,
+    once,
     size_setting,
 )
 
@@ -98,7 +100,7 @@ class CIFAR10(PackedImages):
 
     classes = TEN.classes
 
-    def read(self) -> Packed:
+    def read(self) -> Held:
         """See `PackedImages.read`."""
         return _read(TEN, self.settings)
 
@@ -115,29 +117,66 @@ class CIFAR100(PackedImages):
 
     classes = HUNDRED.classes
 
-    def read(self) -> Packed:
+    def read(self) -> Held:
         """See `PackedImages.read`."""
         return _read(HUNDRED, self.settings)
 
 
-def _read(files: _Files, settings: Any) -> Packed:
-    found = _contents(files, settings.path, settings.split)
+def _read(files: _Files, settings: Any) -> Held:
+    found = _source(files, settings.path, settings.split)
     if found is None and settings.download:
         _download(files, settings.path, settings.split)
-        found = _contents(files, settings.path, settings.split)
+        found = _source(files, settings.path, settings.split)
     if found is None:
         names = f"{files.python[0]}/, {files.binary[0]}/, {files.python[1]} or {files.binary[1]}"
         message = f"holds none of {names}"
         raise fault(settings.path, message, code="D01", fix="put one there, or set download = true")
-    parts = [parse(files, path, raw) for parse, path, raw in found]
-    return Packed(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+    source = found
+    what = f"{files.torchvision} {settings.split}"
+    return once(what, source.paths, lambda: _joined([*source.parts(files)]))
+
+
+def _joined(parts: list[Packed]) -> Packed:
+    """One after the other; each is let go when it is copied."""
+    count = sum(len(part.y) for part in parts)
+    x, y = torch.empty(count, 3, 32, 32, dtype=torch.uint8), torch.empty(count, dtype=torch.int64)
+    while parts:
+        part = parts.pop()
+        x[count - len(part.y) : count], y[count - len(part.y) : count] = part
+        count -= len(part.y)
+    return Packed(x, y)
 
 
 _Parser = Callable[[_Files, Path, bytes], Packed]
 
 
-def _contents(files: _Files, root: Path, split: str) -> list[tuple[_Parser, Path, bytes]] | None:
-    """The bytes of a split's files, in order, with what reads them."""
+@frozen(kw_only=True)
+class _Source:
+    """Where a split lies.
+
+    Attributes:
+        parse: Reads the bytes of one file.
+        paths: The files, or the archive.
+        members: Names inside the archive; none for files.
+    """
+
+    parse: _Parser
+    paths: list[Path]
+    members: tuple[str, ...] = ()
+
+    def parts(self, files: _Files) -> Iterator[Packed]:
+        """What each file holds, in order; the bytes of one are held at a time."""
+        if not self.members:
+            for path in self.paths:
+                yield self.parse(files, path, _bytes(path))
+            return
+        (archive,) = self.paths
+        for name, content in _unpacked(archive, self.members).items():
+            yield self.parse(files, archive / name, content)
+
+
+def _source(files: _Files, root: Path, split: str) -> _Source | None:
+    """Where the files of a split are."""
     versions: tuple[tuple[_Parser, Any], ...] = (
         (_from_binary, files.binary),
         (_from_pickle, files.python),
@@ -145,10 +184,10 @@ def _contents(files: _Files, root: Path, split: str) -> list[tuple[_Parser, Path
     for parse, (folder, archive, splits) in versions:
         paths = find_files(root, splits[split], (folder, "."))
         if paths is not None:
-            return [(parse, path, _bytes(path)) for path in paths]
+            return _Source(parse=parse, paths=paths)
         if (root / archive).is_file():
-            raw = _unpacked(root / archive, [f"{folder}/{name}" for name in splits[split]])
-            return [(parse, root / archive / name, content) for name, content in raw.items()]
+            members = tuple(f"{folder}/{name}" for name in splits[split])
+            return _Source(parse=parse, paths=[root / archive], members=members)
     return None
 
 
@@ -163,7 +202,7 @@ def _bytes(path: Path) -> bytes:
 MAX_MEMBER = 2**28
 
 
-def _unpacked(archive: Path, names: list[str]) -> dict[str, bytes]:
+def _unpacked(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     """Files of an archive by name, read in memory; nothing is unpacked to disk."""
     try:
         with tarfile.open(archive, "r:gz") as tar:

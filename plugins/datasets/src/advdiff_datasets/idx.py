@@ -13,6 +13,7 @@ from torch import Tensor
 
 from advdiff_core.settings import setting, settings
 from advdiff_datasets.packed import (
+    Held,
     Packed,
     PackedImages,
     as_tensor,
@@ -20,6 +21,7 @@ from advdiff_datasets.packed import (
     fault,
     fetch,
     find_files,
+    once,
     size_setting,
 )
 
@@ -53,7 +55,7 @@ class MNIST(PackedImages):
     class Settings(_Settings):
         """Keys of `use = "mnist"`."""
 
-    def read(self) -> Packed:
+    def read(self) -> Held:
         """See `PackedImages.read`."""
         return _read(self.settings, "MNIST")
 
@@ -65,12 +67,12 @@ class FashionMNIST(PackedImages):
     class Settings(_Settings):
         """Keys of `use = "fashion-mnist"`."""
 
-    def read(self) -> Packed:
+    def read(self) -> Held:
         """See `PackedImages.read`."""
         return _read(self.settings, "FashionMNIST")
 
 
-def _read(settings: Any, name: str) -> Packed:
+def _read(settings: Any, name: str) -> Held:
     paths = _paths(settings.path, settings.split, name)
     if paths is None and settings.download:
         _download(settings.path, settings.split, name)
@@ -81,13 +83,21 @@ def _read(settings: Any, name: str) -> Packed:
         raise fault(
             settings.path, message, code="D01", fix="put them there, or set download = true"
         )
+    found, pad = paths, settings.pad
+    held = once(settings.split, found, lambda: _images(found))
+    if not pad:
+        return held
+    x, y = held.packed
+    return Held(Packed(F.pad(x, (pad, pad, pad, pad)), y))
+
+
+def _images(paths: list[Path]) -> Packed:
     x, y = _array(paths[0], axes=3), _array(paths[1], axes=1).long()
     if len(x) != len(y) or not len(x):
         message = f"has {len(y)} labels for {len(x)} images"
         raise fault(paths[1], message)
     check_labels(y, PackedImages.classes, paths[1])
-    pad = settings.pad
-    return Packed(F.pad(x[:, None], (pad, pad, pad, pad)), y)
+    return Packed(x[:, None], y)
 
 
 def _paths(root: Path, split: str, name: str) -> list[Path] | None:

@@ -158,13 +158,17 @@ class Mixture(Dataset):
         facts: tuple[tuple[str, Any, Any], ...] = (
             ("shape", list(real.shape), list(other.shape)),
             ("number of classes", real.classes, other.classes),
-            ("kind of domain", real.domain is None, other.domain is None),
+            ("range", _range(real), _range(other)),
         )
         for what, wanted, found in facts:
             if wanted != found:
                 message = f"the {what} is {found}, that of the real samples {wanted}"
                 key, fix = f"{self.build.path}.synthetic", "mix data of one kind"
                 raise RecipeError([Fault(code="R10", key=key, message=message, fix=fix)])
+
+
+def _range(info: DataInfo) -> str:
+    return "unbounded" if info.domain is None else "bounded"
 
 
 def _drawn(count: int, size: int, *key: object) -> Tensor:

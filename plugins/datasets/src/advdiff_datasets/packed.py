@@ -7,9 +7,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
+from attrs import frozen
 from torch import Tensor
 
 from advdiff_core.errors import DataError, Fault, RecipeError
@@ -21,7 +23,7 @@ from advdiff_core.types import Batch, DataInfo, Domain
 
 __all__ = [
     "Packed", "PackedImages", "area_averaged", "as_tensor", "check_labels", "fault", "fetch",
-    "find_files", "first_line", "size_setting",
+    "find_files", "first_line", "once", "size_setting",
 ]  # fmt: skip
 
 #: Images that are made smaller at once: their copy in float32 is held beside the bytes.
@@ -40,6 +42,40 @@ class Packed(NamedTuple):
     y: Tensor
 
 
+@frozen(eq=False)
+class Held:
+    """Images that live as long as a data set holds them.
+
+    Attributes:
+        packed: The images.
+    """
+
+    packed: Packed
+
+
+#: What is held at the moment, by what was read.
+_HELD: WeakValueDictionary[tuple[object, ...], Held] = WeakValueDictionary()
+
+
+def once(what: str, files: Sequence[Path], read: Callable[[], Packed]) -> Held:
+    """What `read` makes of files, or what another data set of the process holds of the same ones.
+
+    A run and its validation read one data set twice. Files are the same if their place, size and
+    time of change are.
+
+    Args:
+        what: Data set and split: an archive holds several.
+        files: The files, in order.
+        read: Reads them.
+    """
+    facts = [(path.resolve(), path.stat()) for path in files]
+    key = (what, *((path, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in facts))
+    held = _HELD.get(key)
+    if held is None:
+        held = _HELD[key] = Held(read())
+    return held
+
+
 class PackedImages(Dataset):
     """Base of data sets that fit into memory as uint8; values come out in [-1, 1].
 
@@ -51,7 +87,8 @@ class PackedImages(Dataset):
 
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
-        x, self._y = self.read()
+        self._held = self.read()
+        x, self._y = self._held.packed
         self._x = self._sized(x)
 
     def _sized(self, x: Tensor) -> Tensor:
@@ -65,8 +102,8 @@ class PackedImages(Dataset):
         return area_averaged(x, size) if size and x.shape[-2:] != (size, size) else x
 
     @abstractmethod
-    def read(self) -> Packed:
-        """Read the files.
+    def read(self) -> Held:
+        """Read the files, or take what is held of them; see `once`.
 
         Raises:
             DataError: D01 if they are not there, D02 if they are damaged, D03 for wrong labels.
