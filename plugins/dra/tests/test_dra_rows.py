@@ -102,12 +102,12 @@ def test_rows_of_imagenet_have_what_the_paper_says_of_them(name: str) -> None:
         assert target.denoiser.settings.depth == 28
 
 
-def trained(name: str, row: Row, pictures: Path, out: Path) -> list[dict[str, Any]]:
+def trained(name: str, row: Row, pictures: Path, out: Path, *more: str) -> list[dict[str, Any]]:
     """Rows of the log of a recipe that was run in small: two steps of eight images."""
     short = ["run.images=16", "run.batch=8", "run.precision=fp32", "evaluate.metrics=[]"]
     short += ["run.log_every=8", "views.adv.perturb.attack.steps=2"]
     changes = [*short, *smaller(name, row), *sources(row, pictures, resolution=32)]
-    options = [word for change in changes for word in ("-s", change)]
+    options = [word for change in (*changes, *more) for word in ("-s", change)]
     assert main(["train", str(RECIPES / f"{name}.toml"), "--out", str(out), *options]) == 0
     (run,) = out.iterdir()
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -124,6 +124,42 @@ def test_a_row_runs_in_a_reduced_size(name: str, pictures: Path, tmp_path: Path)
     assert "loss/robust" in losses
     assert all(math.isfinite(value) for value in losses.values())
     assert ("validate/robust_accuracy" in found) == (row.synthetic is not None)
+
+
+@pytest.mark.parametrize("fraction", ["0.0", "1.0"])
+def test_no_and_only_generated_images_train(fraction: str, pictures: Path, tmp_path: Path) -> None:
+    """The ends of the key: the same recipe without the one, and without the other part."""
+    row = EVERY["cifar10-dm-at-dra"]
+    log = trained("cifar10-dm-at-dra", row, pictures, tmp_path, f"data.fraction={fraction}")
+    losses = [value for line in log for key, value in line.items() if "loss/" in key]
+    assert losses
+    assert all(math.isfinite(value) for value in losses)
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "fix"),
+    [
+        ("data.synthetic.classes=100", "the number of classes is 100, that of the real samples 10",
+         "mix data of one kind"),
+        ("data.fraction=1.5", "data.fraction: 1.5 must be at most 1", ""),
+        ("data.synthetic.path=nosuch", "there is no such folder", ""),
+        ("models.teacher.classes=100", "model 'teacher' knows 100 classes, the data have 10",
+         "take a teacher trained on the same classes"),
+        ("models.target.tap=dec.8x8_in2", "has no tap 'dec.8x8_in2'; there are enc.32x32_conv",
+         "did you mean 'dec.8x8_in"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_ends_a_command_with_one_line(
+    change: str, message: str, fix: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels, share, shards, teacher and tap: found before anything is trained."""
+    row, name = EVERY["cifar10-dm-at-dra"], "cifar10-dm-at-dra"
+    changes = [*smaller(name, row), *sources(row, pictures), "evaluate.metrics=[]", change]
+    options = [word for one in changes for word in ("-s", one)]
+    assert main(["plan", str(RECIPES / f"{name}.toml"), *options]) != 0
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "error[" in one]
+    assert message in line
+    assert fix in line
 
 
 #: Parameters of the students, by the beginning of their recipes' names.
@@ -147,6 +183,9 @@ def test_a_row_is_planned_in_its_own_size(
     if name in IMAGENET:
         changes.append("models.student.pretrained=false")
         changes += autoencoder(VAVAE) if row.levels else []
+    if name == "imagenet-convnext-dm-at-dra":
+        # The teacher whole is planned in the other recipe that has it.
+        changes.append("models.target.denoiser.depth=15")
     options = [word for change in changes for word in ("-s", change)]
     path = str(RECIPES / f"{name}.toml")
     assert main(["check", path, *options]) == 0
