@@ -73,6 +73,18 @@ _UNET = (
     'cross_attention_dim=12, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], '
     'up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"]}'
 )
+_XL = (
+    "{block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4, "
+    'attention_head_dim=[2, 4], cross_attention_dim=12, addition_embed_type="text_time", '
+    "addition_time_embed_dim=4, projection_class_embeddings_input_dim=34, use_linear_projection=true, "
+    'down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], '
+    'up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"]}'
+)
+_SD3 = (
+    "{num_layers=1, num_attention_heads=2, attention_head_dim=8, joint_attention_dim=12, "
+    "caption_projection_dim=16, pooled_projection_dim=10, pos_embed_max_size=8}"
+)
+_TUNED = {"sd15-adt": _UNET, "sdxl-adt": _XL, "sd3-adt": _SD3}
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("steps.json")
 
@@ -95,7 +107,8 @@ def stand_in(folder: Path) -> None:
         inside = folder / "train" / f"n{place % 4}"
         inside.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[place]).save(inside / f"{place}.png")
-    save_file({"prompts": torch.from_numpy(_prompts())}, folder / "prompts.safetensors")
+    tables = {"prompts": torch.from_numpy(_prompts()), "pooled": torch.from_numpy(_pooled())}
+    save_file(tables, folder / "prompts.safetensors")
 
 
 def _write_cifar(
@@ -114,6 +127,11 @@ def _prompts() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(11, 2, 12)).astype(np.float32)
 
 
+def _pooled() -> np.ndarray:
+    """Embeddings of whole prompts, for Stable Diffusion XL and 3."""
+    return np.random.default_rng(2).normal(size=(11, 10)).astype(np.float32)
+
+
 def _stable_diffusion(folder: Path) -> list[str]:
     """Its recipes on digits, with new networks and made-up prompts."""
     found = [
@@ -127,6 +145,22 @@ def _stable_diffusion(folder: Path) -> list[str]:
         found += [f"models.{role}.config={_UNET}"]
         found += [f'models.{role}.prompts="{folder}/prompts.safetensors"']
     return found
+
+
+def _tuned(name: str, folder: Path) -> list[str]:
+    """Adversarial tuning of Stable Diffusion on digits, with new networks and made-up prompts."""
+    parts = ("data", "models.decoder")
+    return [
+        'data.images={use="digits"}',
+        *(f'{part}.{key}=""' for part in parts for key in ("vae", "subfolder")),
+        *(f"{part}.config={_VAE}" for part in parts),
+        'models.student.path=""', 'models.student.subfolder=""',
+        f"models.student.config={_TUNED[name]}",
+        f'models.student.prompts="{folder}/prompts.safetensors"',
+        'models.encoder={use="timm:test_vit", pretrained=false, image_size=32, patch_size=8, '
+        'parametrization="none", sees="pictures", frozen=true}',
+        "terms.adversarial.sampler.steps=3",
+    ]  # fmt: skip
 
 
 def data_table(path: Path) -> dict[str, object]:
@@ -143,7 +177,8 @@ def data_table(path: Path) -> dict[str, object]:
 def overrides(path: Path, folder: Path) -> list[str]:
     """What a recipe needs to run on the stand-in, in seconds; data of its own stay."""
     small = _stable_diffusion(folder) if path.stem.startswith("lcm-sd15") else []
-    return [*_sources(data_table(path), folder), *SMALLER.get(path.stem, ()), *small]
+    tuned = _tuned(path.stem, folder) if path.stem in _TUNED else []
+    return [*_sources(data_table(path), folder), *SMALLER.get(path.stem, ()), *small, *tuned]
 
 
 def _sources(table: dict[str, object], folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from advdiff_backbones.diffusers_models import DiffusersFamily
+from advdiff_backbones.diffusers_models import DiffusersFamily, Lora
 from helpers_nets import PATH, image_build, lively
 from safetensors.torch import save_file
 
@@ -79,3 +79,51 @@ def test_frames_of_another_length_and_of_other_networks_are_refused():
     with pytest.raises(RecipeError, match="is told nothing of a picture's frame") as caught:
         made(PLAIN, frame=(1, 2, 3, 4, 5, 6))
     assert caught.value.faults[0].key == f"{PATH}.frame"
+
+
+#: Arguments of the published networks, and how many parameters these have.
+PUBLISHED = {
+    "sd15": ("UNet2DConditionModel", (4, 64, 64), {"cross_attention_dim": 768}, 859_520_964),
+    "sdxl": (
+        "UNet2DConditionModel",
+        (4, 128, 128),
+        {
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+            "attention_head_dim": (5, 10, 20), "block_out_channels": (320, 640, 1280),
+            "cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 2816,
+            "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        },
+        2_567_463_684,
+    ),
+    "sd3": (
+        "SD3",
+        (16, 128, 128),
+        {
+            "num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64,
+            "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
+        },
+        # With its table of positions, which is no parameter, 2,084,951,104 numbers.
+        2_028_328_000,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_fit_with_adapters(name):
+    """Built on no memory from their published arguments: parameters, prompts, and a forward."""
+    kind, shape, config, wanted = PUBLISHED[name]
+    build = image_build(shape, classes=2, domain=None, c_noise=(1.0, 1000.0))
+    chosen = DiffusersFamily.settings_type(kind)(
+        config=config, conditional=True, tokens=77, lora=Lora(rank=2)
+    )
+    with torch.device("meta"):
+        net = DiffusersFamily(chosen, build)
+        out = net(torch.empty(2, *shape), torch.empty(2), torch.zeros(2, dtype=torch.int64))
+    assert out.output.shape == (2, *shape)
+    own = {name: p for name, p in net.net.named_parameters() if "lora_" not in name}
+    assert sum(p.numel() for p in own.values()) == wanted
+    trained = {name for name, p in net.net.named_parameters() if p.requires_grad}
+    assert trained == set(dict(net.net.named_parameters())) - set(own)

@@ -44,6 +44,11 @@ class AutoencoderSettings:
     )
     scale: float = setting(0.0, help="factor of the latents; 0: the autoencoder's own", ge=0)
 
+    @property
+    def brings_weights(self) -> bool:
+        """Whether it is trained already: a recipe is then not warned of it."""
+        return bool(self.vae)
+
 
 class VAEEncoder(Backbone):
     """The encoder of an autoencoder of diffusers (AutoencoderKL): images to latents.
