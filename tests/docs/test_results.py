@@ -246,8 +246,8 @@ def test_the_page_of_dra_shows_every_record_and_says_what_is_missing(
     assert "| AT + DRA against AT | +0.0, higher in 0 of 2 | +25.0 +- 49.0, hig" in found[True]
     assert "Not finished: DM-AT, DM-AT + DRA, DM-AT + noisy-input teacher" in found[True]
     assert "| AT | 50.0 (15.0-85.0) | 50.0 (15.0-85.0) | apgd-ce 1 | none |" in found[True]
-    assert "| none | none | 100.0 | 100.0 |" in found[True]
-    assert "| 4 | 0.06 | 100.0 | 100.0 |" in found[True]
+    assert "| none | none | none | 100.0 | 100.0 |" in found[True]
+    assert "| 4.0 | 0.06 | up.1.0 | 100.0 | 100.0 |" in found[True]
 
 
 def test_images_count_once_in_a_comparison_however_many_seeds_were_attacked(stage: Any) -> None:

@@ -15,8 +15,8 @@ from teachers import teacher
 
 __all__ = [
     "ARMS", "ATTACKED", "BATCH", "EPS", "FEW", "FRACTION", "IMAGES", "NOISY", "SEEDS", "SIGMA",
-    "STEPS", "SYNTHETIC", "TAP", "WEIGHT", "Arm", "attacked", "frozen", "named", "noisy", "real",
-    "train",
+    "STEPS", "SYNTHETIC", "TAP", "WEIGHT", "Arm", "Point", "attacked", "frozen", "named", "noisy",
+    "real", "train",
 ]  # fmt: skip
 
 IMAGES, BATCH = 102_400, 64
@@ -37,6 +37,17 @@ FEW = 2_500
 UNET = {
     "use": "unet", "channels": 32, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [8],
 }  # fmt: skip
+
+
+class Point(NamedTuple):
+    """How a classifier is aligned: noise level, weight, place in the teacher."""
+
+    sigma: float = SIGMA
+    weight: float = WEIGHT
+    tap: str = TAP
+
+
+DEFAULT = Point()
 
 
 class Arm(NamedTuple):
@@ -116,10 +127,12 @@ def noisy(lab: Lab, given: Any) -> Path:
     return lab.train("noisy-classifier", recipe("dra", "cifar10-noisy-classifier"), keys)
 
 
-def aligned(lab: Lab, given: Any, name: str, sigma: float, weight: float) -> dict[str, Any]:
+def aligned(lab: Lab, given: Any, name: str, point: Point) -> dict[str, Any]:
     """Keys of the alignment with a teacher."""
-    target = {"kind": "alignment_target", "frozen": True, "teacher": "teacher", "sigma": sigma}
-    keys = {"terms.align.weight": weight, "terms.align.hidden": 256}
+    target = {
+        "kind": "alignment_target", "frozen": True, "teacher": "teacher", "sigma": point.sigma,
+    }  # fmt: skip
+    keys = {"terms.align.weight": point.weight, "terms.align.hidden": 256}
     if name == "noisy":
         encoder = {"use": "diffusion-classifier", "parametrization": "none", "denoiser": UNET}
         told = {"tap": TAP, "sigma": SIGMA, "noise": "none"}
@@ -130,7 +143,8 @@ def aligned(lab: Lab, given: Any, name: str, sigma: float, weight: float) -> dic
         }  # fmt: skip
     return {
         **keys, "models.teacher": frozen(lab, given, name),
-        "models.target": {**target, "use": "diffusion-features", "tap": TAP, "condition": "label"},
+        "models.target": {**target, "use": "diffusion-features", "tap": point.tap,
+                          "condition": "label"},
     }  # fmt: skip
 
 
@@ -149,19 +163,20 @@ def attacked(  # noqa: PLR0913 - which attack, at which radius, on how many imag
     return lab.attack(run, name, words)
 
 
-def named(arm: str, seed: int, sigma: float = SIGMA, weight: float = WEIGHT) -> str:
+def named(arm: str, seed: int, point: Point = DEFAULT) -> str:
     """Name of a classifier's run."""
-    return f"{arm}-{seed}-{sigma:g}-{weight:g}" if ARMS[arm].teacher else f"{arm}-{seed}"
+    if not ARMS[arm].teacher:
+        return f"{arm}-{seed}"
+    other = "" if point.tap == TAP else f"-{point.tap}"
+    return f"{arm}-{seed}-{point.sigma:g}-{point.weight:g}{other}"
 
 
-def train(  # noqa: PLR0913 - what the arms and the sweeps differ by.
-    lab: Lab, given: Any, arm: str, seed: int, sigma: float = SIGMA, weight: float = WEIGHT
-) -> Path:
+def train(lab: Lab, given: Any, arm: str, seed: int, point: Point = DEFAULT) -> Path:
     """A classifier."""
     _, mixed, name, few = ARMS[arm]
     keys = {**trades(given, seed), "data": data(lab, given, mixed=mixed, few=few)}
     path = "cifar10-trades"
     if name:
-        keys |= aligned(lab, given, name, sigma, weight)
+        keys |= aligned(lab, given, name, point)
         path = "cifar10-dra-noisy-teacher" if name == "noisy" else "cifar10-dra"
-    return lab.train(named(arm, seed, sigma, weight), recipe("dra", path), keys)
+    return lab.train(named(arm, seed, point), recipe("dra", path), keys)

@@ -163,7 +163,7 @@ def standard(out: Path) -> list[str]:
 def sweeps(out: Path) -> list[str]:
     """Experiment 4."""
     found = record(RECORDS, "sweeps")
-    lines = ["## 4. Weight and noise level", ""]
+    lines = ["## 4. Weight, noise level and place", ""]
     if found is None:
         return [*lines, *missing("sweeps")]
     lines += made(out, f"{found['arm']}-{found['seed']}-*", "sweeps")
@@ -176,12 +176,12 @@ def sweeps(out: Path) -> list[str]:
     ]  # fmt: skip
     rows = [
         [
-            *(f"{one[key]:g}" if one[key] else "none" for key in ("weight", "sigma")),
+            *(f"{one[key]}" if one[key] else "none" for key in ("weight", "sigma", "tap")),
             f"{clean(one):.1f}", f"{100 * one['robust']:.1f}",
         ]
         for one in found["runs"]
     ]  # fmt: skip
-    return [*lines, *table(("lambda", "sigma", "clean", "robust"), rows)]
+    return [*lines, *table(("lambda", "sigma", "tap", "clean", "robust"), rows)]
 
 
 PARTS: Sequence[Callable[[Path], list[str]]] = (teachers, classifiers, standard, sweeps, analyses)

@@ -1,4 +1,4 @@
-"""Weight of the alignment and noise level of the teacher, on real images, one seed.
+"""Weight of the alignment, noise level and place of the teacher, on real images, one seed.
 
     python docs/results/dra/sweeps.py --out RUNS --data FOLDER --base RUN
 
@@ -12,13 +12,15 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from arms import ATTACKED, EPS, SEEDS, attacked, train
+from arms import ATTACKED, EPS, SEEDS, Point, attacked, train
 from classifiers import verdicts
 from here import arguments, open_lab
 
 PGD = '{use = "pgd", steps = 20}'
-#: Sigma and weight of each run.
-POINTS = ((0.06, 0.5), (0.06, 4.0), (0.25, 0.5), (1.0, 0.5), (0.06, 16.0))
+POINTS = (
+    Point(), Point(weight=4.0), Point(weight=4.0, tap="up.1.0"), Point(sigma=0.25),
+    Point(sigma=1.0), Point(weight=16.0),
+)  # fmt: skip
 PLAIN, ARM = "at", "at-dra"
 IMAGES = (ATTACKED, 2 * ATTACKED)
 
@@ -29,15 +31,12 @@ def main() -> None:
     lab = open_lab(given)
     found: list[dict[str, Any]] = []
     for point in (None, *POINTS):
-        run = (
-            train(lab, given, ARM, SEEDS[0], *point)
-            if point
-            else train(lab, given, PLAIN, SEEDS[0])
-        )
+        arm = ARM if point else PLAIN
+        run = train(lab, given, arm, SEEDS[0], point or Point())
         attacked(lab, given, run, "choice", PGD, num=IMAGES[1])
         robust = fmean(map(int, verdicts(run / "robust" / "choice")[slice(*IMAGES)]))
         metrics = lab.measure(run, {})["metrics"]
-        told = dict(zip(("sigma", "weight"), point or (None, None), strict=True))
+        told = point._asdict() if point else dict.fromkeys(Point._fields)
         found.append({**told, "metrics": metrics, "robust": robust})
         lab.record(
             "sweeps", {"runs": found, "seed": SEEDS[0], "arm": ARM, "images": IMAGES, "eps": EPS}
