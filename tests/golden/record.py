@@ -76,7 +76,8 @@ _UNET = (
 _XL = (
     "{block_out_channels=[8, 16], layers_per_block=1, norm_num_groups=4, "
     'attention_head_dim=[2, 4], cross_attention_dim=12, addition_embed_type="text_time", '
-    "addition_time_embed_dim=4, projection_class_embeddings_input_dim=34, use_linear_projection=true, "
+    "addition_time_embed_dim=4, projection_class_embeddings_input_dim=34, "
+    "use_linear_projection=true, "
     'down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], '
     'up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"]}'
 )
