@@ -151,9 +151,10 @@ def digits(out: Path) -> list[str]:
     lines += [
         f"8x8 digits; every variant goes on from one plain run of {found['base']:,} images by",
         f"{found['updates']} updates of the generator on batches of {found['batch']}, tuned",
-        f"through 10 steps of DDIM. Squared Frechet distance of {found['samples']} samples to all digits;",
-        "mean and range over seeds; change against plain tuning with the same seeds. Only DDIM is",
-        "what runs were tuned with: the other columns are transfer.", "",
+        "through 10 steps of DDIM. Squared Frechet distance of",
+        f"{found['samples']} samples to all digits; mean and range over seeds; change against plain",
+        "tuning with the same seeds. Only DDIM is what runs were tuned with: the other columns are",
+        "transfer.", "",
     ]  # fmt: skip
     runs = found["runs"]
     if "plain" in runs:
@@ -201,8 +202,8 @@ def bias(out: Path) -> list[str]:
     lines += made(out, "digits-bias", "bias")
     lines += [
         "Angle in degrees between the gradient of a rule and the whole one, towards all weights,",
-        "by the discriminator's score of 64 whole paths (t = T), all steps trained; 90 is unrelated.",
-        "Beside it the multiplier at T.", "",
+        "by the discriminator's score of 64 whole paths (t = T), all steps trained; 90 is",
+        "unrelated. Beside it the multiplier at T.", "",
     ]  # fmt: skip
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for steps, runs in found["runs"].items():
