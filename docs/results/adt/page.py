@@ -152,9 +152,9 @@ def digits(out: Path) -> list[str]:
         f"8x8 digits; every variant goes on from one plain run of {found['base']:,} images by",
         f"{found['updates']} updates of the generator on batches of {found['batch']}, tuned",
         "through 10 steps of DDIM. Squared Frechet distance of",
-        f"{found['samples']} samples to all digits; mean and range over seeds; change against plain",
-        "tuning with the same seeds. Only DDIM is what runs were tuned with: the other columns are",
-        "transfer.", "",
+        f"{found['samples']} samples to all digits; mean and range over seeds; change against",
+        "plain tuning with the same seeds. Only DDIM is what runs were tuned with: the other",
+        "columns are transfer.", "",
     ]  # fmt: skip
     runs = found["runs"]
     if "plain" in runs:
