@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from advdiff_core.engine import strict_json
 from advdiff_core.engine.assemble import Experiment
@@ -16,7 +19,7 @@ from advdiff_core.engine.distributed import World
 from advdiff_core.errors import DataError
 from advdiff_core.recipe import Recipe
 
-__all__ = ["agree_on_work", "work_of"]
+__all__ = ["agree_on_work", "apart", "work_of"]
 
 _MENDS = {
     "recipe": "start every process with the same recipe and overrides",
@@ -65,6 +68,46 @@ def work_of(experiment: Experiment, resume: Path | None) -> dict[str, Any]:
         "run": "" if resume is None else resume.name,
         "batches": _how_computed(experiment),
     }
+
+
+def apart(shared: Mapping[str, Any], world: World) -> str:
+    """What processes hold of a state that they should share, where they differ; "" if nowhere.
+
+    Compares a hash of each tensor: one pass over the state, as saving takes several.
+
+    Args:
+        shared: The state.
+        world: The processes; all of them call this.
+    """
+    if world.size == 1:
+        return ""
+    mine = json.dumps(dict(_hashes(shared)))
+    hashes = [json.loads(text) for text in world.gather(mine)]
+    for rank, other in enumerate(hashes):
+        names = [name for name, number in hashes[0].items() if other.get(name) != number]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            return f"process {rank} holds another {names[0]}{more} than process 0"
+    return ""
+
+
+def _hashes(value: Any, place: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(value, Tensor):
+        if value.numel():
+            yield place, _hash(value.detach())
+    elif isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, one in items:
+            yield from _hashes(one, f"{place}.{key}".lstrip("."))
+
+
+def _hash(tensor: Tensor) -> int:
+    """Exclusive or of all numbers of a tensor [...], as torch computes it where it can."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    elif tensor.is_floating_point() and tensor.element_size() == 1:
+        tensor = tensor.view(torch.uint8)
+    return int(torch.hash_tensor(tensor).item())
 
 
 def _how_computed(experiment: Experiment) -> str:

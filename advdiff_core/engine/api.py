@@ -20,6 +20,7 @@ from advdiff_core.engine.checkpoint import Checkpoint, Store
 from advdiff_core.engine.distributed import World, joined_world
 from advdiff_core.engine.evaluate import evaluate, metrics
 from advdiff_core.engine.feed import SAMPLE_CHECK
+from advdiff_core.engine.launched import note_folder
 from advdiff_core.engine.on_main import on_main
 from advdiff_core.engine.opened import EVALUATION, Trained, open_trained
 from advdiff_core.engine.planning import PlanReport, plan_experiment
@@ -206,6 +207,7 @@ def _info(experiment: Experiment, rundir: RunDir, nimg: int) -> RunInfo:
 def _open(experiment: Experiment, world: World, out: Path | None, resume: Path | None) -> RunDir:
     """The run folder, the same on every process."""
     if resume is not None:
+        note_folder(resume)
         return open_run(resume)
 
     def make() -> str:
@@ -213,7 +215,10 @@ def _open(experiment: Experiment, world: World, out: Path | None, resume: Path |
         _describe(made, experiment)
         return str(made.path)
 
-    return RunDir(Path(on_main(world, make)))
+    folder = Path(on_main(world, make))
+    if world.is_main:
+        note_folder(folder)
+    return RunDir(folder)
 
 
 def _lock(rundir: RunDir, world: World, stack: ExitStack) -> None:

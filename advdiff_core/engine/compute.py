@@ -64,5 +64,6 @@ def _device(name: str, world: World) -> torch.device:
         raise UsageError(message, code="R10", where="run.device", fix='use "auto" or "cpu"')
     if name == "cpu" or not available:
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", world.rank % torch.cuda.device_count()))
-    return torch.device("cuda", local)
+    local = int(os.environ.get("LOCAL_RANK", world.rank))
+    # More processes than GPUs share them.
+    return torch.device("cuda", local % torch.cuda.device_count())

@@ -140,6 +140,9 @@ def joined(*, timeout_s: float) -> Iterator[Peers | None]:
 def _join(timeout_s: float) -> Peers:
     rank, size, address = _announced()
     timeout = timedelta(seconds=timeout_s)
+    if torch.cuda.is_available():
+        # What asks for "cuda" without a number means this process's.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         store = _store(timeout)
         dist.init_process_group(

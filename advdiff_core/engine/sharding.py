@@ -139,7 +139,7 @@ def is_sharded(tensor: object) -> TypeGuard[DTensor]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rows [n, ...] of this process, the tensor's own memory; a plain tensor itself."""
+    """The rows [N, ...] of this process, the tensor's own memory; a plain tensor itself."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import define, field
 
+from advdiff_core.engine.agreement import apart
 from advdiff_core.engine.checkpoint import Store, save
 from advdiff_core.engine.preview import preview
 from advdiff_core.engine.rundir import RunDir, save_capsule
@@ -55,6 +56,7 @@ class Ticks:
     used: Utilisation = field(factory=Utilisation)
     _since: float = 0.0
     _since_nimg: int = 0
+    _warned: bool = False
 
     @property
     def folder(self) -> Path:
@@ -96,6 +98,7 @@ class Ticks:
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint."""
         shared, own = trainer.state()
+        self._warn(apart(shared, trainer.world), trainer)
         validator = trainer.validator
         meta = {
             "provenance": self.provenance,
@@ -115,6 +118,13 @@ class Ticks:
             sys.stderr.write(f"advdiff: warning: {escape(note, limit=500)}\n")
         if trainer.world.is_main:
             self.hooks.checkpoint_saved(self.info, trainer.nimg, saved.path)
+
+    def _warn(self, difference: str, trainer: Trainer) -> None:
+        """Tell, once, that processes have drifted apart: the first one's state is the saved one."""
+        if difference and trainer.world.is_main and not self._warned:
+            self._warned = True
+            why = "what is saved is process 0's: does a component keep what it sees of its rows?"
+            say(f"advdiff: warning: {difference} - {why}")
 
     def capsule(
         self, trainer: Trainer, steps: Sequence[TrainStep], error: NumericsError

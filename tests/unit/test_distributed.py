@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from advdiff_core.draws import Draws
 from advdiff_core.engine import buckets, peers
-from advdiff_core.engine.agreement import agree_on_work, work_of
+from advdiff_core.engine.agreement import agree_on_work, apart, work_of
 from advdiff_core.engine.assemble import assemble
 from advdiff_core.engine.buckets import Bucketed, buckets_of
 from advdiff_core.engine.distributed import World, joined_world
 from advdiff_core.engine.peers import Peers
 from advdiff_core.engine.ranks import Ranks
 from advdiff_core.engine.sharding import SHARDED, join, split
+from advdiff_core.engine.tick import Ticks
 from advdiff_core.errors import (
     DataError,
     Interrupted,
@@ -397,6 +398,38 @@ def test_code_of_a_plugin_is_part_of_the_work(experiment, tmp_path, monkeypatch)
     assert work_of(experiment, None)["code"] == before
     (copy / "networks.py").write_text("# changed\n")
     assert work_of(experiment, None)["code"] != before
+
+
+def test_state_that_has_drifted_apart_is_named():
+    """A hash of each tensor is compared; the first that differs is told, and by which process."""
+    state = {
+        "models": {"a": {"w": torch.ones(3), "e": torch.ones(0)}},
+        "ema": [{"w": torch.ones(2)}],
+    }
+    state["models"]["odd"] = {
+        "complex": torch.ones(2, dtype=torch.complex64), "count": torch.tensor(3),
+        "eighth": torch.ones(2).to(torch.float8_e4m3fn), "half": torch.ones(2).bfloat16(),
+    }  # fmt: skip
+    assert apart(state, World()) == ""
+
+    def theirs(mine: str) -> str:
+        return json.dumps({**json.loads(mine), "models.a.w": 1, "ema.0.w": 2})
+
+    same = SimpleNamespace(size=2, gather=lambda mine: [mine, mine])
+    other = SimpleNamespace(size=3, gather=lambda mine: [mine, mine, theirs(mine)])
+    assert apart(state, same) == ""  # type: ignore[arg-type]
+    told = "process 2 holds another models.a.w and 1 more than process 0"
+    assert apart(state, other) == told  # type: ignore[arg-type]
+
+
+def test_drift_is_told_once_and_saved_as_the_first_process_has_it(capsys, tmp_path):
+    """A warning, since machines that round differently drift without harm."""
+    trainer = SimpleNamespace(world=SimpleNamespace(is_main=True))
+    ticks = Ticks(rundir=None, store=None, hooks=None, info=None)  # type: ignore[arg-type]
+    for _ in range(2):
+        ticks._warn("process 1 holds another w than process 0", trainer)  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert said.count("advdiff: warning: process 1 holds another w than process 0 - ") == 1
 
 
 # Shared-out state.

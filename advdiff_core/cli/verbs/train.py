@@ -13,7 +13,7 @@ from advdiff_core.cli.environment import catalogue, load_hooks
 from advdiff_core.cli.measured import measured, measured_json
 from advdiff_core.cli.output import emit, emit_json, number, quoted, say_warnings, shown, table
 from advdiff_core.engine.best import BEST, Standing
-from advdiff_core.engine.launched import note_folder, speaks
+from advdiff_core.engine.launched import speaks
 from advdiff_core.errors import UsageError
 from advdiff_core.hooks.progress import clock
 from advdiff_core.hooks.specs import RunInfo, hookimpl
@@ -109,7 +109,6 @@ class _Guide:
     def run_started(self, run: RunInfo) -> None:
         """Note the folder."""
         self.site.folder = run.folder
-        note_folder(run.folder)
 
 
 def _print(result: RunResult, as_json: bool) -> None:
