@@ -43,6 +43,7 @@ from advdiff_core.types import DataInfo
 
 __all__ = ["Experiment", "assemble", "bare_role"]
 
+
 @define(kw_only=True, eq=False)
 class Experiment:
     """The objects of a run.

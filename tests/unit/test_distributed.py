@@ -28,17 +28,18 @@ from advdiff_core.engine.buckets import Bucketed, buckets_of
 from advdiff_core.engine.distributed import World, joined_world
 from advdiff_core.engine.peers import Peers
 from advdiff_core.engine.ranks import Ranks
-from advdiff_core.engine.sharding import SHARDED, join, split
+from advdiff_core.engine.sharding import SHARDED, join, share_out, split
 from advdiff_core.engine.tick import Ticks
 from advdiff_core.errors import (
     DataError,
     Interrupted,
     LostPeerError,
     NumericsError,
+    RecipeError,
     UnsoundError,
     UsageError,
 )
-from advdiff_core.recipe import load_recipe
+from advdiff_core.recipe import load_recipe, recipe_from_dict
 
 PLAYERS = Path(__file__).parents[1] / "recipes" / "players.toml"
 
@@ -453,3 +454,29 @@ def test_rows_are_put_together_in_the_order_of_processes(rows, size):
     join(state, [{place: chunk} for chunk in chunks])
     assert torch.equal(state["ema"]["student"][0]["w"], whole)
     assert SHARDED not in state
+
+
+def test_compiled_role_is_not_shared_out():
+    """R10: one of the two keys has to go."""
+    told = "'student' is shared out to the processes and compiled"
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(PLAYERS, ("models.student.shard=true", "models.student.compile=true"))
+
+
+def test_role_that_nobody_trains_is_not_shared_out():
+    """R10: it has neither gradients nor optimizer state, most of what there is to share."""
+    tables = load_recipe(PLAYERS).to_dict()
+    tables["models"]["teacher"] = {"use": "toy-net", "frozen": True, "shard": True}
+    told = "'teacher' is shared out to the processes, and no player trains it"
+    with pytest.raises(RecipeError, match=told):
+        recipe_from_dict(tables)
+
+
+def test_shared_out_role_needs_equal_shares_of_a_batch():
+    """R10: processes run it together, so none may have a micro-batch more than another."""
+    recipe = load_recipe(PLAYERS, ("models.student.shard=true",))
+    told = "'student' is shared out to 3 processes, which need equal shares of a batch; found 16"
+    with pytest.raises(UsageError, match=told) as caught:
+        share_out(recipe, {}, 3, torch.device("cpu"))
+    assert caught.value.fix == "take a multiple of 3"
+    share_out(load_recipe(PLAYERS), {}, 3, torch.device("cpu"))
