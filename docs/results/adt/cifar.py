@@ -21,9 +21,10 @@ from variants import VARIANTS, keys_of
 
 SIZE, BASE = 16, 192_000
 UPDATES, BATCH, SEED = 100, 32, 11
-STEPS, SAMPLES = (10, 25, 50), 1_000
+STEPS, SAMPLES = (10, 25, 50), 500
 TRIED = (10,)
-PARTS = ("plain", "adt", "drtune", "projected")
+RATE = 2e-5
+PARTS = ("plain", "adt", "drtune", "plain-fast", "projected")
 NUMBER = "frechet_judge_pooled"
 FRECHET: dict[str, Any] = {
     "use": "frechet", "features": "tap", "role": "judge", "tap": "pooled", "images": 10_000,
@@ -52,7 +53,8 @@ def base(lab: Lab, given: Any) -> Path:
 def tuned(lab: Lab, given: Any, variant: str) -> Path:
     """A run that goes on from it."""
     keys = {
-        **common(given), **keys_of(variant, updates=UPDATES, batch=BATCH, seed=SEED),
+        **common(given), "players.student.optimizer.lr": RATE,
+        **keys_of(variant, updates=UPDATES, batch=BATCH, seed=SEED),
         "models.student.init": base(lab, given), "sample.images": 16,
     }  # fmt: skip
     if variant != "plain":
