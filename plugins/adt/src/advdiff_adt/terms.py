@@ -32,7 +32,7 @@ class Adversarial(LossTerm):
     The keys of the rollout are these: `discriminate` reads them here.
     """
 
-    source = "ADT (arXiv 2504.11423, sections 3.2 and 3.3, by secondary sources)"
+    source = "ADT (arXiv 2504.11423, by secondary sources)"
 
     @settings
     class Settings(RolloutSettings, JudgeSettings):
