@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -62,12 +63,15 @@ class Peers:
 
         Every process that is alive finds out sooner or later and says so; the others are missing.
         """
-        missing = [self._condition(rank) for rank in self._silent()] or ["another process"]
+        missing = _within(3 * GRACE, self._missing) or ["process 0 does not answer"]
         timed_out = "timed out" in str(cause).lower() or "timeout" in str(cause).lower()
         waited = f" after {self.timeout:g} s" if timed_out else ""
         message = f"{' and '.join(missing)}{waited}"
         fix = "look at what that process said; run.timeout sets how long it is waited for"
         return LostPeerError(message, code="X03" if timed_out else "X01", fix=fix)
+
+    def _missing(self) -> list[str]:
+        return [self._condition(rank) for rank in self._silent()] or ["another process"]
 
     def _silent(self) -> list[int]:
         """Processes that have not lost anybody, and so do not answer."""
@@ -93,6 +97,15 @@ class Peers:
             return f"process {rank} does not answer"
         where = f"process {rank} (pid {note['pid']} on {note['host']})"
         return f"{where} {_state(note)}"
+
+
+def _within(seconds: float, ask: Callable[[], list[str]]) -> list[str]:
+    """What `ask` returns; nothing if it takes longer, as where process 0 with the notes stopped."""
+    found: list[str] = []
+    asker = threading.Thread(target=lambda: found.extend(ask()), daemon=True)
+    asker.start()
+    asker.join(seconds)
+    return [] if asker.is_alive() else found
 
 
 def _state(note: dict[str, Any]) -> str:
@@ -127,13 +140,15 @@ def joined(*, timeout_s: float) -> Iterator[Peers | None]:
         yield None
         return
     peers = _join(timeout_s)
-    failed = True
+    lost = False
     try:
         yield peers
-        failed = False
+    except LostPeerError:
+        lost = True
+        raise
     finally:
-        # NCCL waits for collectives that a lost process will never finish; the kernel ends them.
-        if not (failed and torch.cuda.is_available()):
+        # An orderly end may wait for a lost process for ever; the end of this one does not.
+        if not lost:
             dist.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -289,6 +290,16 @@ def test_notes_that_are_gone_were_with_the_first_process():
 
     store = SimpleNamespace(set=gone, set_timeout=gone, check=gone, get=gone)
     assert _peer(store, rank=1).lost(RuntimeError("x")).message == "process 0 does not answer"
+
+
+def test_notes_of_a_stopped_first_process_are_not_waited_for(monkeypatch):
+    """X03: asking it would take for ever; then it is the one that is missing."""
+    monkeypatch.setattr(peers, "GRACE", 0.05)
+    never = threading.Event()
+    store = SimpleNamespace(set_timeout=lambda _: None, set=lambda *_: never.wait(20))
+    error = _peer(store, rank=1).lost(RuntimeError("Timed out waiting 4000ms"))
+    never.set()
+    assert error.message == "process 0 does not answer after 20 s"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
