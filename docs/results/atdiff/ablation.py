@@ -42,6 +42,8 @@ def grid() -> dict[str, dict[str, Any]]:
 #: What else is open, at one length of a step.
 AT = 0.3
 OTHERS: dict[str, dict[str, Any]] = {
+    # What comes of seeing each batch K times alone.
+    "alpha 0": sized("l2", 0.0),
     "target fixed": {**sized("l2", AT), f"{PERTURB}.target": "fixed"},
     "rho 0.02": {**sized("l2", AT), f"{PERTURB}.rho": 0.02},
     "radius neighbours": {**sized("l2", AT), f"{PERTURB}.radius": "neighbours"},

@@ -41,7 +41,7 @@ def ablation(out: Path) -> list[str]:
     skipped = (f"{key} " for key in ("l2", "linf", "l1", "frozen"))
     prefixes = tuple(skipped)
     others = {key: one for key, one in runs.items() if not key.startswith(prefixes)}
-    lines += [f"Other choices, L2 steps of {found['at']:g}:", ""]
+    lines += [f"Other choices, L2 steps of {found['at']:g} unless named:", ""]
     lines += table(("choice", "distance"), [[key, at_ten(one)] for key, one in others.items()])
     return [*lines, *cost()]
 
