@@ -190,7 +190,7 @@ class Model:
     init: Path | None = setting(None, help="run, checkpoint, imported model or safetensors file")
     sees: Literal["samples", "pictures"] = setting(
         "samples",
-        help="what it is built for: the samples of the data, or the pictures that latents stand for",
+        help="what it is built for: samples of the data, or the pictures that latents stand for",
     )
     frozen: bool = setting(False, help="never trained")
     follow: Follow | None = setting(
