@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, FEW, NOISY, SEEDS
+from arms import ARMS, FEW, NOISY, SEEDS, named
 from here import RECORDS, SIZE, arguments
 from page_analyses import analyses, probes
 from pages import provenance, record, table
@@ -86,7 +86,7 @@ def classifiers(out: Path) -> list[str]:
     lines = ["## 2. Classifiers at equal budget", ""]
     if found is None:
         return [*lines, *missing("classifiers")]
-    lines += made(out, f"at-dra-{SEEDS[0]}-*", "classifiers")
+    lines += made(out, named("at-dra", SEEDS[0]), "classifiers")
     share = f"{100 * found['fraction']:g} %"
     lines += [
         f"TRADES in the form of DM-AT, WRN-10-1, {found['images']:,} images in batches of",
@@ -142,7 +142,7 @@ def standard(out: Path) -> list[str]:
     lines = ["## 3. AutoAttack, all four attacks", ""]
     if found is None:
         return [*lines, *missing("standard")]
-    lines += made(out, f"at-dra-{found['seed']}-*", "standard")
+    lines += made(out, named("at-dra", found["seed"]), "standard")
     lines += [
         f"Seed {found['seed']}, the first 1,000 test images, radius {found['eps']}; Wilson",
         "intervals.",
@@ -166,7 +166,7 @@ def sweeps(out: Path) -> list[str]:
     lines = ["## 4. Weight, noise level and place", ""]
     if found is None:
         return [*lines, *missing("sweeps")]
-    lines += made(out, f"{found['arm']}-{found['seed']}-*", "sweeps")
+    lines += made(out, named(found["arm"], found["seed"]), "sweeps")
     first, last = found["images"]
     lines += [
         f"{ARMS[found['arm']].label}, seed {found['seed']}, otherwise as in part 2. Robust",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS
+from arms import ARMS, named
 from here import RECORDS
 from pages import provenance, record, table
 
@@ -63,7 +63,7 @@ def analyses(out: Path) -> list[str]:
     if found is None:
         script = "Written and not run for want of time; `analyses.py` makes the numbers."
         return [*lines, script, ""]
-    runs = sorted(out.glob(f"[0-9]*-at-dra-{found['seed']}-*"))
+    runs = sorted(out.glob(f"[0-9]*-{named('at-dra', found['seed'])}"))
     if runs:
         lines += provenance(RECORDS, runs[-1], "docs/results/dra/analyses.py", "analyses")
     lines += [

@@ -18,7 +18,7 @@ from here import arguments, open_lab
 
 PGD = '{use = "pgd", steps = 20}'
 POINTS = (
-    Point(), Point(weight=4.0), Point(weight=4.0, tap="up.1.0"), Point(sigma=0.25),
+    Point(), Point(weight=4.0), Point(sigma=0.25), Point(weight=4.0, tap="up.1.0"),
     Point(sigma=1.0), Point(weight=16.0),
 )  # fmt: skip
 PLAIN, ARM = "at", "at-dra"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from here import SIZE, Lab, arguments, open_lab, recipe
+from here import RECORDS, SIZE, Lab, arguments, open_lab, recipe
+from pages import record
 from safetensors.torch import load_file, save_file
 
 CLASSES = 10
@@ -96,7 +97,7 @@ def main() -> None:
     """Train and measure all that is not there yet."""
     given = arguments(__doc__, tuple(TEACHERS), {"base": "plain run without labels"})
     lab = open_lab(given)
-    found = {}
+    found = (record(RECORDS, "teachers") or {}).get("teachers", {})
     for name in given.parts or TEACHERS:
         found[name] = lab.measure(teacher(lab, given, name), distance(given))
         lab.record(
