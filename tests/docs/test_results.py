@@ -240,8 +240,8 @@ def test_the_page_of_dra_shows_every_record_and_says_what_is_missing(
         monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "runs")])
         page.main()
         found[bool(known)] = (tmp_path / "dra.md").read_text()
-    assert found[False].count("not run for want of time") == len(SCRIPTS["dra"]) - 1
-    assert "not run for want of time" not in found[True]
+    assert found[False].count("Written and not run") == len(SCRIPTS["dra"]) - 1
+    assert "Written and not run" not in found[True]
     assert "| AT + DRA | 3 | 50.0 (50.0-50.0) | 75.0 (75.0-75.0) |" in found[True]
     assert "| AT + DRA against AT | +0.0, higher in 0 of 2 | +25.0 +- 49.0, hig" in found[True]
     assert "Not finished: DM-AT, DM-AT + DRA, DM-AT + noisy-input teacher" in found[True]
