@@ -13,7 +13,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
 setup_env test
 cd -- "$root"
 
-# Two cores are enough: one thread per process, and processes that tests start inherit it.
+# Two cores are enough: two processes of one thread, and processes that tests start inherit it.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Tests start `advdiff`, `torchrun` and each other from .venv.
 export PATH=$venv/bin:$PATH
@@ -47,6 +47,9 @@ docs() {
 
 tests() { "$python" -m pytest -q "$@" 2>&1 | tee "$log"; }
 
+# A file stays with one process: what its tests share is made once.
+all_tests() { tests -n 2 --dist loadfile; }
+
 lint() {
     check "ruff format" "$python" -m ruff format --check .
     check "ruff check" "$python" -m ruff check .
@@ -56,7 +59,7 @@ lint() {
 }
 
 case ${1-} in
-    "") lint && check "docs" docs && check "pytest" tests ;;
+    "") lint && check "docs" docs && check "pytest" all_tests ;;
     --lint) lint && check "pytest tests/lint" tests tests/lint ;;
     --docs) check "docs" docs ;;
     *) tests "$@" && exit ;;

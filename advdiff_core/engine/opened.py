@@ -114,7 +114,7 @@ class Trained:
 
 
 def open_trained(
-    run: Path,
+    run: Path | str,
     *,
     checkpoint: int | Literal["best"] | None = None,
     overrides: Sequence[str] = (),
@@ -131,6 +131,7 @@ def open_trained(
     Raises:
         DataError: If there is no such run or checkpoint, or it is damaged.
     """
+    run = Path(run)
     if names_best(run):
         run, checkpoint = run.parent, checkpoint or BEST
     rundir = open_run(run)

@@ -368,8 +368,8 @@ TABLES: Mapping[str, Table] = MappingProxyType({
     "terms": Table(Term, "loss_term", named=True),
     "players": Table(Player, named=True),
     "sample": Table(Sample, "sampler", default="ddim"),
-    "validate": Table(Validate),
     "evaluate": Table(Evaluate),
+    "validate": Table(Validate),
 })  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def test_example_can_be_pasted(entry: Entry, capsys: Capture) -> None:
     tables = tomllib.loads(example)
     assert f'use = "{name}"' in example
     # What it refers to may be missing, and it may not go together with this data and network.
-    other = re.compile(r"error\[R(09|10)\]|there is no (view|role)")
+    other = re.compile(r"error\[R(09|10)\]|there is no (view|role|term)")
     assert [line for line in faults_of(pasted(tables)) if not other.search(line)] == []
 
 
