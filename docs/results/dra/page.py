@@ -94,7 +94,7 @@ def classifiers(out: Path) -> list[str]:
         "weights.",
         f"DM-AT: {share} of each batch are from {found['synthetic']:,} images drawn by the plain",
         f"teacher (DPM-Solver++, {found['steps']} evaluations, no selection). DRA: `mid.1` of the",
-        f"teacher, lambda {found['weight']:g}, sigma {found['sigma']:g}, chosen in part 4. The",
+        f"teacher, lambda {found['weight']:g}, sigma {found['sigma']:g} (parts 1 and 4). The",
         "noisy-input teacher is the same encoder, trained on",
         f"{NOISY:,} noised images to tell classes. Few images are {FEW:,} real ones, though the",
         "teacher has seen all 50,000. Clean accuracy on all 10,000 test images,",
@@ -172,8 +172,9 @@ def sweeps(out: Path) -> list[str]:
     lines += [
         f"{ARMS[found['arm']].label}, seed {found['seed']}, otherwise as in part 2. Robust",
         f"accuracy under 20 steps of PGD, radius {found['eps']}, on test images {first + 1:,} to",
-        f"{last:,}, which no attack of the other parts sees: the pair of part 2 was chosen by it.",
-        "One seed, so differences of a point are within what the images alone leave open.", "",
+        f"{last:,}, which no attack of the other parts sees: the weight of part 2 is the best of",
+        "these by it, the noise level that of the probes. One seed, so differences of a point are",
+        "within what the images alone leave open.", "",
     ]  # fmt: skip
     rows = [
         [

@@ -2,9 +2,9 @@
 
     python docs/results/dra/sweeps.py --out RUNS --data FOLDER --base RUN
 
-See teachers.py for what the options name. The best pair is what the other scripts train with
-(arms.py): it is chosen by 20 steps of PGD on the second thousand of the test images, which no
-attack of the tables sees. Numbers go to records/sweeps.json.
+See teachers.py for what the options name. Told by 20 steps of PGD on the second thousand of the
+test images, which no attack of the tables sees: what the other scripts train with (arms.py) is the
+best of the weights that were tried. Numbers go to records/sweeps.json.
 """
 
 from __future__ import annotations
