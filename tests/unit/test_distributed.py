@@ -295,10 +295,19 @@ def test_notes_that_are_gone_were_with_the_first_process():
 def test_notes_of_a_stopped_first_process_are_not_waited_for(monkeypatch):
     """X03: asking it would take for ever; then it is the one that is missing."""
     monkeypatch.setattr(peers, "GRACE", 0.05)
-    never = threading.Event()
-    store = SimpleNamespace(set_timeout=lambda _: None, set=lambda *_: never.wait(20))
+    over = threading.Event()
+    askers: list[threading.Thread] = []
+
+    def stuck(*_: object) -> None:
+        askers.append(threading.current_thread())
+        over.wait(20)
+        raise RuntimeError("Broken pipe")
+
+    store = SimpleNamespace(set_timeout=lambda _: None, set=stuck, check=stuck, get=stuck)
     error = _peer(store, rank=1).lost(RuntimeError("Timed out waiting 4000ms"))
-    never.set()
+    over.set()
+    # Left alone, but it ends in order when its wait does.
+    askers[0].join(20)
     assert error.message == "process 0 does not answer after 20 s"
 
 

@@ -76,7 +76,7 @@ def test_importance_weights_scale_each_sample_of_terms_on_noised_views():
     parameters = list(plain.scene.roles["student"].module.parameters())
     wanted = torch.autograd.grad(((0.5 + share) * loss).mean(), parameters)
     turn = heavy._turn(player)
-    turn._backward(steps[1])
+    turn._backward(steps[1], synced=True)
     for parameter, gradient in zip(
         heavy.scene.roles["student"].module.parameters(), wanted, strict=True
     ):
@@ -125,8 +125,9 @@ def test_rows_of_uneven_shares_come_back_in_the_order_of_the_batch(monkeypatch):
     parts = [batch[start : start + size] for start, size in (w.share(5) for w in worlds)]
     assert [len(part) for part in parts] == [2, 3]
 
-    def all_gather(found, mine):
+    def all_gather(found, mine, *, group):
         assert len(mine) == 3
+        assert group is None
         for row, part in zip(found, parts, strict=True):
             row[: len(part)] = part
 
