@@ -57,6 +57,15 @@ def two(tmp_path_factory):
     return folder / "00000-players"
 
 
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory):
+    """A run made by two processes that share out the roles."""
+    folder = tmp_path_factory.mktemp("shared")
+    done = advdiff("train", RECIPE, "--out", folder, *SETS, *SHARDED, nproc=2)
+    assert done.returncode == 0, done.stderr
+    return folder / "00000-players"
+
+
 def flat(state: Any, place: str = "") -> dict[str, Any]:
     """Every leaf of a state, by its place."""
     if isinstance(state, dict):
@@ -143,11 +152,9 @@ def test_three_processes_go_on_where_two_stopped(one, two, tmp_path):
     assert_same(one, run, **CLOSE)
 
 
-def test_shared_out_roles_learn_what_whole_ones_learn(one, tmp_path):
+def test_shared_out_roles_learn_what_whole_ones_learn(one, shared_out, tmp_path):
     """FSDP2: two players, an adversarial view, averages and clipping, with rows in own files."""
-    done = advdiff("train", RECIPE, "--out", tmp_path, *SETS, *SHARDED, nproc=2)
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "00000-players"
+    run = shared_out
     assert_same(one, run, **CLOSE)
     # Each process wrote its own rows, and no pickle.
     files = {path.name: path.stat().st_size for path in (run / "checkpoints" / "64").iterdir()}
@@ -168,15 +175,12 @@ def test_shared_out_roles_learn_what_whole_ones_learn(one, tmp_path):
 
 
 @pytest.mark.slow
-def test_shared_out_roles_go_on_bit_for_bit(tmp_path):
+def test_shared_out_roles_go_on_bit_for_bit(shared_out, tmp_path):
     """A resumed run of shared roles ends where one that never stopped does."""
-    done = advdiff("train", RECIPE, "--out", tmp_path, *SETS, *SHARDED, nproc=2)
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "00000-players"
-    again = cut_back(run, tmp_path / "again")
+    again = cut_back(shared_out, tmp_path / "again")
     done = advdiff("train", "--resume", again, nproc=2)
     assert done.returncode == 0, done.stderr
-    assert_same(run, again)
+    assert_same(shared_out, again)
 
 
 @pytest.mark.slow
@@ -222,21 +226,70 @@ def test_signal_to_one_process_stops_all_at_one_step(two, tmp_path):
     assert_same(two, run)
 
 
+#: Kills in turn, each in the run that the one before it left: the point (counted from the start of
+#: the processes), the newest checkpoint after it, and which files of the next one lie hidden: None
+#: where process 0 lives long enough to remove them, or where there is no next one yet.
+#: In a save process 0 writes its five files in this order and process 1 its one, "rank-0001".
+FILES = [
+    "shared.safetensors", "rank-0000.safetensors", "state.json", "manifest.json", "COMMIT",
+]  # fmt: skip
+KILLS = [
+    # Within the first file of process 1, before there is any checkpoint.
+    ("save.write@1:2:kill", None, None),
+    # The second file of process 0 in the second save is written, but not yet on the disk.
+    ("save.fsync@0:7:kill", 16, FILES[:2]),
+    # Process 1 has written its file of the next save.
+    ("save.fsync@1:1:kill", 16, None),
+    # Within the first file of process 0.
+    ("save.write@0:8:kill", 16, FILES[:1]),
+    # The second save from there is complete, but for its name.
+    ("save.rename@0:2:kill", 32, FILES),
+    # The next one has its name; that this is on the disk is not yet sure.
+    ("save.sync_dir@0:2:kill", 48, None),
+]
+
+
+def assert_killed_while_saving(
+    done: subprocess.CompletedProcess[str], fault: str, run: Path, newest: int | None
+) -> None:
+    """It ended as promised, and every checkpoint that can be seen is whole."""
+    rank = fault[fault.index("@") + 1]
+    said = done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr, fault
+    assert f"error[X01] process {rank} (pid " in said, fault
+    assert "ended by SIGKILL (exit code -9); the other processes were stopped" in said, fault
+    found = [path for path in sorted((run / "checkpoints").iterdir()) if path.name.isdigit()]
+    wanted = [str(nimg) for nimg in range(16, (newest or 0) + 1, 16)]
+    assert [path.name for path in found] == wanted, fault
+    for path in found:
+        assert [load(path, rank=one).nimg for one in range(2)] == [int(path.name)] * 2, fault
+    if newest is None:
+        assert done.returncode == 70, fault
+        assert "nothing was saved yet: start it again" in said, fault
+    else:
+        assert done.returncode == 75, fault
+        assert f"go on with: advdiff train --resume {run}" in said, fault
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "fault",
-    ["save.write@1:2:kill", "save.sync@0:7:kill", "save.rename@0:3:kill", "save.write@0:8:kill"],
-)
-def test_process_killed_while_saving_leaves_no_half_checkpoint(fault, two, tmp_path):
+def test_process_killed_while_saving_leaves_no_half_checkpoint(two, tmp_path):
     """X04: either it is there and whole, or the one before it is the newest; both can go on."""
-    done = advdiff("train", RECIPE, "--out", tmp_path, *SETS, nproc=2, env={"ADVDIFF_FAULT": fault})
     run = tmp_path / "00000-players"
-    assert done.returncode == 75, done.stderr
-    assert "ended by SIGKILL" in done.stderr.splitlines()[-1]
-    for path in (run / "checkpoints").iterdir():
-        if path.name.isdigit():
-            assert load(path, rank=1).nimg == int(path.name)
-    assert advdiff("train", "--resume", run, nproc=2).returncode == 0
+    command: tuple[object, ...] = ("train", RECIPE, "--out", tmp_path, *SETS)
+    for fault, newest, hidden in KILLS:
+        done = advdiff(*command, nproc=2, env={"ADVDIFF_FAULT": fault})
+        assert_killed_while_saving(done, fault, run, newest)
+        left = [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+        if hidden is not None:
+            # It was killed at that point: these files were begun, and no other of process 0.
+            assert [path.name.split("-")[:2] for path in left] == [[".tmp", str(newest + 16)]]
+            names = {path.name for path in left[0].iterdir()} - {"rank-0001.safetensors"}
+            assert names == set(hidden), fault
+        command = ("train", "--resume", run)
+    done = advdiff(*command, nproc=2)
+    assert done.returncode == 0, done.stderr
+    assert "going on from 48 images; repeatability L0: bit-identical" in done.stderr
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["16", "32", "48", "64"]
     assert_same(two, run)
 
 
