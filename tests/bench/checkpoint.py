@@ -82,7 +82,8 @@ def readers(folder: Path) -> dict[str, Callable[[], Any]]:
 
 def gap(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """Largest difference of the weights of two states."""
-    pairs = zip(one["models"]["student"].values(), other["models"]["student"].values(), strict=True)
+    weights, others = one["models"]["student"], other["models"]["student"]
+    pairs = [(weights[name], others[name]) for name in sorted(weights.keys() | others.keys())]
     return max((a.float() - b.float()).abs().max().item() for a, b in pairs)
 
 
@@ -98,7 +99,7 @@ def stall(times: list[float]) -> dict[str, object]:
 def run() -> list[dict[str, object]]:
     """The suite's entries."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder, shared = Path(name), state()
         sides = savers(shared, folder)
         times = rounds_of(sides, rounds=ROUNDS, warm_up=WARM_UP)
