@@ -20,7 +20,7 @@ from advdiff_core import Budget, Domain
 from advdiff_core.engine.robust.evidence import AttackOutcome, Evidence
 from advdiff_core.engine.robust.soundness import Flag, inspect, judge
 from advdiff_core.engine.robust.soundness_model import cross_entropy, margin
-from advdiff_core.engine.robust.victims import ClassifierVictim
+from advdiff_core.interfaces.classifier import ClassifierVictim
 
 COUNT = 64
 LOSSES = {"ce": cross_entropy, "margin": margin}

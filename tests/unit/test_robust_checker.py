@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from advdiff_core.engine.robust.checker import check_inputs, exact_norm, judge_logits, slack
 from advdiff_core.engine.robust.guard import Guard, digest_of, own_randomness
-from advdiff_core.engine.robust.victims import ClassifierVictim
 from advdiff_core.engine.robust.watch import Tally, Watched
 from advdiff_core.errors import UnsoundError
+from advdiff_core.interfaces.classifier import ClassifierVictim
 from advdiff_core.math import norms
 from advdiff_core.types import Domain
 

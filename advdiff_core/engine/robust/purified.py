@@ -18,9 +18,10 @@ from advdiff_core.engine.robust.guard import digest_of
 from advdiff_core.engine.robust.purify import Gradient, Purified, Purifier, gradient_text
 from advdiff_core.engine.robust.soundness_model import Inspected, margin
 from advdiff_core.engine.robust.subjects import Outcome, Start, Subject
-from advdiff_core.engine.robust.victims import ClassifierVictim, average_of, network, role_of
+from advdiff_core.engine.robust.victims import average_of, network, role_of
 from advdiff_core.errors import DataError, UsageError
 from advdiff_core.interfaces.attack import Victim
+from advdiff_core.interfaces.classifier import ClassifierVictim
 from advdiff_core.interfaces.sampler import Sampler
 from advdiff_core.math import grids
 from advdiff_core.types import DataInfo, Domain, Prediction

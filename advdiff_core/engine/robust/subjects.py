@@ -14,7 +14,6 @@ from advdiff_core.engine.robust.checker import judge_logits
 from advdiff_core.engine.robust.job import AttackJob
 from advdiff_core.engine.robust.samples import Chosen, choose_samples
 from advdiff_core.engine.robust.victims import (
-    ClassifierVictim,
     DenoiserVictim,
     SamplerVictim,
     average_of,
@@ -24,6 +23,7 @@ from advdiff_core.engine.robust.victims import (
 )
 from advdiff_core.errors import DataError, UsageError
 from advdiff_core.interfaces.attack import Victim
+from advdiff_core.interfaces.classifier import ClassifierVictim
 from advdiff_core.interfaces.sampler import Sampler, all_steps
 from advdiff_core.types import Domain, expand
 

@@ -10,17 +10,16 @@ import copy
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
-import torch.nn.functional as F
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from advdiff_core.engine.assemble import Experiment
 from advdiff_core.engine.generate import weights_of
-from advdiff_core.errors import DataError, UsageError
+from advdiff_core.errors import UsageError
+from advdiff_core.interfaces.classifier import Logits
 from advdiff_core.types import expand
 
 __all__ = [
-    "ClassifierVictim",
     "DenoiserVictim",
     "SamplerVictim",
     "average_of",
@@ -102,56 +101,9 @@ def network(experiment: Experiment, role: str, ema: int) -> nn.Module:
     return module.float().eval().requires_grad_(False)
 
 
-class _Logits(nn.Module):
-    """A backbone as a function from inputs to logits."""
-
-    def __init__(self, backbone: nn.Module, role: str) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self._role = role
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, K] at `x` [B, ...]."""
-        logits = self.backbone(x, None, None).output
-        if logits is None or logits.dim() != 2:
-            found = None if logits is None else list(logits.shape)
-            message = f"the network returned {found}, wanted one logit per class [B, K]"
-            raise DataError(message, code="R10", where=self._role, fix="name a classifier")
-        return cast("Tensor", logits.float())
-
-
 def classifier(experiment: Experiment, role: str, ema: int) -> nn.Module:
     """The network [B, ...] -> logits [B, K] under attack; see `network`."""
-    return _Logits(network(experiment, role, ema), role).eval()
-
-
-@frozen(kw_only=True, eq=False)
-class ClassifierVictim:
-    """A classifier and the true classes; see `advdiff_core.interfaces.attack.Victim`.
-
-    Attributes:
-        network: From inputs [B, ...] to logits [B, K].
-        labels: True classes [B].
-    """
-
-    network: Callable[[Tensor], Tensor]
-    labels: Tensor
-
-    def outputs(self, x: Tensor) -> Tensor:
-        """Logits [B, K] at `x` [B, ...]."""
-        return self.network(x)
-
-    def loss(self, outputs: Tensor) -> Tensor:
-        """Cross-entropy [B] of `outputs` [B, K]."""
-        return F.cross_entropy(outputs, self.labels, reduction="none")
-
-    def broken(self, outputs: Tensor) -> Tensor | None:
-        """Samples whose `outputs` [B, K] name another class, or are not finite [B]."""
-        return outputs.argmax(dim=1).ne(self.labels) | ~outputs.isfinite().all(dim=1)
-
-    def rows(self, rows: Tensor) -> ClassifierVictim:
-        """The same for the samples `rows` [N]."""
-        return evolve(self, labels=self.labels[rows])
+    return Logits(network(experiment, role, ema), role).eval()
 
 
 @frozen(kw_only=True, eq=False)

@@ -263,5 +263,5 @@ def test_data_without_labels_and_networks_without_logits_are_refused() -> None:
         one.compute(evaluation(x, y, broken))
     nothing = torch.nn.Module()
     nothing.forward = lambda *_: SimpleNamespace(output=None)  # type: ignore[method-assign]
-    with pytest.raises(DataError, match="no logits"):
+    with pytest.raises(DataError, match="wanted one logit per class"):
         one.compute(evaluation(x, y, nothing))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,10 @@ from torch import Tensor, nn
 from advdiff_attacks.common_corruptions import CORRUPTIONS
 from advdiff_attacks.corruptions import damaged
 from advdiff_attacks.faults import refusal
-from advdiff_core import Batch, Build, DataError, Dataset, Evaluation, Metric, NumericsError, Spec
+from advdiff_attacks.labelled import LabelledImages, labels_of, require_classifier
+from advdiff_core import Build, Evaluation, Metric, NumericsError, Spec
+from advdiff_core.draws import content_ids
+from advdiff_core.interfaces.classifier import Logits
 from advdiff_core.settings import setting, settings
 
 __all__ = ["CorruptionAccuracy"]
@@ -49,33 +51,22 @@ class CorruptionAccuracy(Metric):
 
     def __init__(self, settings: Settings, build: Build) -> None:
         super().__init__(settings, build)
-        model = build.models.get(settings.role)
-        if model is None or model.kind != "backbone" or model.parametrization != "none":
-            fix = 'name a backbone with parametrization = "none"'
-            raise refusal(build, "role", f"{settings.role!r} is no classifier", fix)
-        self._data: Dataset | None = None
-        if settings.data is not None:
-            self._data = cast("Dataset", build.nested(settings.data))
+        require_classifier(build, settings.role)
+        s = settings
+        self.images = LabelledImages(s.data, build, images=s.images, batch=s.batch)
         self._check()
         self.kinds = settings.kinds or self._fitting()
 
-    @property
-    def _info(self) -> Any:
-        return self._data.info if self._data is not None else self.build.data
-
     def _fitting(self) -> tuple[str, ...]:
-        channels = self._info.shape[0]
+        channels = self.images.info.shape[0]
         return tuple(n for n, k in CORRUPTIONS.items() if not k.channels or channels in k.channels)
 
     def _check(self) -> None:
-        info, s = self._info, self.settings
+        info, s = self.images.info, self.settings
         if info is None or not info.classes or not info.is_image or info.domain is None:
             message = "the data are no labelled images with a range of values"
             raise refusal(self.build, "data", message, "name a dataset of images with classes")
-        if self.build.data is not None and self.build.data.shape != info.shape:
-            message = f"the images are {list(info.shape)}, the classifier's are "
-            message += str(list(self.build.data.shape))
-            raise refusal(self.build, "data", message, "name data of the same shape")
+        self.images.require_shape()
         unknown = [name for name in s.kinds if name not in self._fitting()]
         if unknown:
             message = f"{unknown[0]!r} is no corruption of images with {info.shape[0]} channels"
@@ -86,11 +77,8 @@ class CorruptionAccuracy(Metric):
     def protocol(self) -> Mapping[str, object]:
         """Data, kinds, severities, seed, and whose constants they are."""
         s = self.settings
-        told: dict[str, object] = {"data": "training data of the run, without corruption"}
-        if self._data is not None and s.data is not None:
-            told = {"data": s.data.use, "fingerprint": self._data.fingerprint()}
         return {
-            **told,
+            **self.images.told(),
             "images": s.images or "all",
             "role": s.role,
             "kinds": list(self.kinds),
@@ -105,10 +93,10 @@ class CorruptionAccuracy(Metric):
         module, s = evaluation.module(self.settings.role), self.settings
         right: dict[tuple[str, int], list[Tensor]] = {}
         clean: list[Tensor] = []
-        for batch in self._batches(evaluation):
-            unit, y = self._unit(batch.x), _labels(batch)
+        for batch in self.images.batches(evaluation):
+            unit, y = self._unit(batch.x), labels_of(batch, self.build.path).cpu()
             # Keyed by content: the same image meets the same damage, wherever it stands.
-            ids = [digest(one) for one in unit]
+            ids = content_ids(unit)
             clean.append(self._named_right(module, unit, y, evaluation.device))
             for name in self.kinds:
                 for severity in s.severities:
@@ -116,7 +104,7 @@ class CorruptionAccuracy(Metric):
                     verdicts = self._named_right(module, made, y, evaluation.device)
                     right.setdefault((name, severity), []).append(verdicts)
         found = self._numbers({key: torch.cat(v) for key, v in right.items()}, torch.cat(clean))
-        return found if self._data is not None else {f"train_{n}": v for n, v in found.items()}
+        return self.images.named(found)
 
     def _numbers(self, right: Mapping[tuple[str, int], Tensor], clean: Tensor) -> dict[str, float]:
         every = torch.stack(list(right.values())).double()
@@ -135,7 +123,7 @@ class CorruptionAccuracy(Metric):
 
     def _unit(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1]: the data's own domain, or the run's."""
-        domain = self._info.domain
+        domain = self.images.info.domain
         return (x.float() - domain.low) / domain.span
 
     def _named_right(
@@ -143,39 +131,10 @@ class CorruptionAccuracy(Metric):
     ) -> Tensor:
         domain = self.build.data.domain if self.build.data is not None else None
         low, span = (domain.low, domain.span) if domain is not None else (0.0, 1.0)
-        logits = module((low + span * unit).to(device), None, None).output
-        if logits is None or logits.dim() != 2:
-            message = "the network returned no logits [B, K]"
-            raise DataError(message, code="R10", where=self.build.path, fix="name a classifier")
+        logits = Logits(module, self.build.path)((low + span * unit).to(device))
         if not bool(logits.isfinite().all()):
             message = "logits under a corruption are not finite"
             raise NumericsError(
                 message, code="E22", where=self.build.path, fix="look at the training"
             )
         return logits.argmax(1).cpu().eq(y)
-
-    def _batches(self, evaluation: Evaluation) -> Iterator[Batch]:
-        """The images in the order of the data."""
-        data = self._data
-        whole = len(evaluation.clean) if data is None else data.info.count
-        count = min(whole, self.settings.images or whole)
-        for start in range(0, count, self.settings.batch):
-            stop = min(start + self.settings.batch, count)
-            if data is not None:
-                yield data.batch(torch.arange(start, stop))
-            else:
-                x, y = evaluation.clean, evaluation.labels
-                yield Batch(x[start:stop], None if y is None else y[start:stop])
-
-
-def digest(x: Tensor) -> str:
-    """What names an image [C, H, W] by its content: a hash of its float32 values."""
-    data = x.detach().float().cpu().contiguous().numpy().tobytes()
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _labels(batch: Batch) -> Tensor:
-    if batch.y is None:
-        fix = "name data with labels"
-        raise DataError("the images have no labels", code="D03", where="data", fix=fix)
-    return batch.y.cpu()
