@@ -291,6 +291,8 @@ class Turn:
         Each process normalises by the batch that it sees. Were the statistics left to each as well,
         the one that saves would not hold those that the others train, and resume, with.
         """
+        if self.world.size == 1:
+            return
         modules = [role.module for role in self.scene.roles.values()]
         modules += [term.module for term in self.player.terms]
         self.world.average(running_statistics(modules), self.batch)
