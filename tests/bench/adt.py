@@ -15,7 +15,6 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +29,7 @@ from advdiff_core.engine.memory import keep_freed_memory
 from advdiff_core.samplers import DDIM
 from advdiff_core.testing.parts import BenchCritic
 from advdiff_core.testing.steps import Model, Stage, Turn, build_stage
+from tests.bench.duel import rounds_of
 from tests.bench.sides import memory_of, resident
 
 BATCH, ROUNDS, WARM_UP, STEPS, TRAINED = 8, 8, 1, (10, 25, 50), 3
@@ -96,13 +96,8 @@ def bare(made: Stage, forwards: int, trained: int, *, again: bool = False) -> Ca
 
 def compare(name: str, sides: tuple[Callable[[], None], Callable[[], None]]) -> dict[str, object]:
     """Seconds of a rollout and of its bare passes, which take turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(WARM_UP + ROUNDS):
-        for place in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
-            sides[place]()
-            if number >= WARM_UP:
-                times[place].append(time.perf_counter() - began)
+    named = dict(zip(("rollout", "bare"), sides, strict=True))
+    times = list(rounds_of(named, rounds=ROUNDS, warm_up=WARM_UP).values())
     found = sorted(a / b for a, b in zip(*times, strict=True))
     return {
         "name": name,

@@ -9,7 +9,6 @@ alternate in one process on one thread; the ratio is the median over the pairs.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -22,6 +21,7 @@ from advdiff_core import DataInfo, Domain, Spec, View
 from advdiff_core.perturbations import AttackPerturbation
 from advdiff_core.step.plan import Phase, Plan
 from advdiff_core.testing.steps import Model, Moved, Stage, build_stage
+from tests.bench.duel import rounds_of
 
 STEPS, BATCH, WARM_UP, ROUNDS = 10, 16, 1, 9
 DEPTH, WIDTH = 16, 2
@@ -78,14 +78,9 @@ def run() -> list[dict[str, object]]:
     """The suite's entries."""
     torch.set_num_threads(1)
     made = stage()
-    sides = (search(made), bare(made))
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(WARM_UP + ROUNDS):
-        for side in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
-            sides[side]()
-            times[side].append(time.perf_counter() - began)
-    ours, peer = (seconds[WARM_UP:] for seconds in times)
+    sides = {"search": search(made), "bare": bare(made)}
+    times = rounds_of(sides, rounds=ROUNDS, warm_up=WARM_UP)
+    ours, peer = times["search"], times["bare"]
     ratios = sorted(a / b for a, b in zip(ours, peer, strict=True))
     ratio = statistics.median(ratios)
     return [

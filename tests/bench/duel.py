@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import attrs
 
-__all__ = ["Agreement", "duel", "largest_gap", "rounds_of"]
+__all__ = ["Agreement", "clocked", "duel", "largest_gap", "rounds_of"]
 
 
 @attrs.frozen
@@ -46,14 +46,23 @@ def rounds_of(
     sides: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int
 ) -> dict[str, list[float]]:
     """Seconds of each side, round by round."""
+    return clocked(sides, rounds=rounds, warm_up=warm_up)[0]
+
+
+def clocked(
+    sides: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Wall and processor seconds of each side, round by round."""
     times: dict[str, list[float]] = {side: [] for side in sides}
+    busy: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(warm_up + rounds):
         for side in list(sides)[:: 1 if number % 2 else -1]:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), time.process_time()
             sides[side]()
             if number >= warm_up:
                 times[side].append(time.perf_counter() - began)
-    return times
+                busy[side].append(time.process_time() - before)
+    return times, busy
 
 
 def duel(

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.trainer import Trainer
 from advdiff_core.recipe import recipe_from_dict
 from advdiff_core.types import Cost
+from tests.bench.duel import clocked
 
 __all__ = [
     "costs_of", "in_turns", "memory_of", "peak_growth", "pictures", "ratios", "resident",
@@ -50,16 +50,8 @@ def in_turns(
     sides: Mapping[str, Trainer], *, rounds: int, warm_up: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Wall and processor seconds of the steps of each side."""
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    busy: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(warm_up + rounds):
-        for side in list(sides)[:: 1 if number % 2 else -1]:
-            began, before = time.perf_counter(), time.process_time()
-            sides[side].train_step()
-            if number >= warm_up:
-                times[side].append(time.perf_counter() - began)
-                busy[side].append(time.process_time() - before)
-    return times, busy
+    steps = {side: one.train_step for side, one in sides.items()}
+    return clocked(steps, rounds=rounds, warm_up=warm_up)
 
 
 def ratios(times: Mapping[str, list[float]], side: str, base: str) -> list[float]:

@@ -13,7 +13,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from advdiff_core.engine.distributed import World
 from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.trainer import Trainer
 from advdiff_core.recipe import load_recipe
+from tests.bench.duel import rounds_of
 
 RECIPE = Path(__file__).parents[2] / "examples" / "quickstart.toml"
 PLAIN = ('players.student.terms=["denoise"]', "terms.denoise.weight=1.0")
@@ -119,15 +119,8 @@ def compare(*, adversarial: bool, threads: int = 1) -> dict[str, object]:
     torch.set_num_threads(threads)
     engine = engine_step(experiment(adversarial=adversarial))
     hand = HandWritten(experiment(adversarial=adversarial), adversarial=adversarial)
-    for _ in range(WARM_UP):
-        engine()
-        hand()
-    ours, peer = [], []
-    for number in range(ROUNDS):
-        for side, times in ((engine, ours), (hand, peer))[:: 1 if number % 2 else -1]:
-            began = time.perf_counter()
-            side()
-            times.append(time.perf_counter() - began)
+    times = rounds_of({"engine": engine, "hand": hand}, rounds=ROUNDS, warm_up=WARM_UP)
+    ours, peer = times["engine"], times["hand"]
     ratios = sorted(a / b for a, b in zip(ours, peer, strict=True))
     memory = {side: _memory(side, adversarial=adversarial) for side in ("engine", "hand")}
     name = "equivariance" if adversarial else "denoise"
