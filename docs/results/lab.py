@@ -25,9 +25,13 @@ def toml(value: Any) -> str:
 
 
 def commit() -> str:
-    """The commit of these scripts, marked if files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """The commit of these scripts, marked if code or recipes differ from it; records may."""
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    told = subprocess.run(
+        [*git, "describe", "--always"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py", "*.toml"], check=False)
+    return told if same.returncode == 0 else f"{told}-dirty"
 
 
 class Lab:
