@@ -81,8 +81,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
         k: Keys [B, heads, M, D].
         v: Values [B, heads, M, E].
         kernel: "fused" (torch's own, which has no second derivative and needs no memory for the
-            weights), "math" (plain products, softmax in at least fp32) or "auto" (math on the CPU,
-            where it is the faster one, up to `FEW_POSITIONS` positions; else fused).
+            weights), "math" (plain products; torch's softmax adds up in at least fp32 whatever the
+            type) or "auto" (math on the CPU, where it is the faster one, up to `FEW_POSITIONS`
+            positions; else fused).
 
     Returns:
         Values mixed [B, heads, N, E].
@@ -91,8 +92,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
     if kernel == "fused" or (kernel == "auto" and not few):
         # Strided features would silently fall back to the slow kernel that keeps all weights.
         return F.scaled_dot_product_attention(_packed(q), _packed(k), _packed(v))
-    weights = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return at_least_fp32(weights).softmax(dim=-1).to(v.dtype) @ v
+    # There are N weights for D numbers of a query: scale those, and keep the weights' type.
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return weights.softmax(dim=-1).to(v.dtype) @ v
 
 
 def _packed(x: Tensor) -> Tensor:
