@@ -48,7 +48,7 @@ class Block(nn.Module):
 
     Where the channels change the shortcut is a 1x1 convolution of the activated input, else the
     input itself. A stride of 2 pads as TensorFlow's "SAME" does: below and to the right only, if
-    the size is even.
+    the size is even. At a stride of 1 that is the padding of a convolution, which costs no copy.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.stride = stride
         self.activation = activation()
         self.batchnorm_0 = nn.BatchNorm2d(inner, momentum=momentum)
-        self.conv_0 = nn.Conv2d(inner, outer, 3, stride, bias=False)
+        self.conv_0 = nn.Conv2d(inner, outer, 3, stride, padding=int(stride == 1), bias=False)
         self.batchnorm_1 = nn.BatchNorm2d(outer, momentum=momentum)
         self.conv_1 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
         changes = inner != outer
@@ -67,7 +67,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Output [B, outer, H / stride, W / stride] for `x` [B, inner, H, W]."""
         active = self.activation(self.batchnorm_0(x))
-        h = self.conv_0(same_padding(active, self.stride))
+        h = self.conv_0(active if self.stride == 1 else same_padding(active, self.stride))
         h = self.conv_1(self.activation(self.batchnorm_1(h)))
         beside: Tensor = x if self.shortcut is None else self.shortcut(active)
         return beside + h
