@@ -34,7 +34,7 @@ def main() -> None:
                 "use": "rollout-gradients", "judge": "discriminator", "steps": steps, "num": 64,
                 "batch": 32, "sampler": {"use": "ddim"},
             }  # fmt: skip
-            keys = {"evaluate.metrics": [one], "evaluate.num": 1, "sample.steps": 1}
+            keys = {"evaluate.metrics": [one], "evaluate.num": 2, "sample.steps": 1}
             numbers = lab.measure(run, keys, checkpoint=number * each)["metrics"]
             found.setdefault(str(steps), {})[f"{share:g}"] = numbers
         lab.record("bias", {"runs": found, "images": images})

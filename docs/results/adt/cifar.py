@@ -57,7 +57,7 @@ def tuned(lab: Lab, given: Any, variant: str) -> Path:
         **keys_of(variant, updates=UPDATES, batch=BATCH, seed=SEED),
         "models.student.init": base(lab, given), "sample.images": 16,
     }  # fmt: skip
-    if variant != "plain":
+    if VARIANTS[variant].judged:
         keys["models.encoder.init"] = given.data / "encoder"
     recipe = RECIPES / f"cifar10-{VARIANTS[variant].recipe}.toml"
     return lab.train(f"cifar16-{variant}", recipe, keys)
@@ -94,7 +94,7 @@ def main() -> None:
     told = {"updates": UPDATES, "batch": BATCH, "samples": SAMPLES, "steps": STEPS}
     for variant in [*(given.parts or PARTS), "base"]:
         run = base(lab, given) if variant == "base" else tuned(lab, given, variant)
-        judged = variant not in ("base", "plain")
+        judged = variant != "base" and VARIANTS[variant].judged
         found[variant] = measured(lab, given, run, judged=judged)
         start = base(lab, given).name
         lab.record("cifar", {"runs": found, "number": NUMBER, "start": start, **told})

@@ -62,7 +62,7 @@ def tuned(
         "models.student.init": base(lab), "evaluate.metrics": [], "sample.images": 16,
         **(more or {}),
     }  # fmt: skip
-    if variant != "plain" and "models.encoder" not in keys:
+    if VARIANTS[variant].judged and "models.encoder" not in keys:
         keys["models.encoder.init"] = classifier(lab)
     recipe = RECIPES / f"digits-{VARIANTS[variant].recipe}.toml"
     return lab.train(f"digits-{name or f'{variant}-{seed}'}", recipe, keys)
@@ -108,7 +108,7 @@ def main() -> None:
     told = {"updates": UPDATES, "batch": BATCH, "base": BASE, "samples": SAMPLES, "steps": STEPS}
     for seed, variant in cells(tuple(given.parts) or ALL):
         run = tuned(lab, variant, seed)
-        numbers = measured(lab, run, judged=variant != "plain")
+        numbers = measured(lab, run, judged=VARIANTS[variant].judged)
         found.setdefault(variant, {})[str(seed)] = numbers
         lab.record("digits", {"runs": found, "number": NUMBER, **told})
 

@@ -25,6 +25,11 @@ class Variant(NamedTuple):
     keys: dict[str, Any]
     every: int = 1
 
+    @property
+    def judged(self) -> bool:
+        """Whether a discriminator is part of it."""
+        return self.recipe == "adt"
+
 
 #: A table replaces the siamese discriminator: another `use` drops its keys.
 PROJECTED = {"models.discriminator": {"kind": "discriminator", "use": "projected", "width": 32}}
