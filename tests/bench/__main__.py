@@ -11,6 +11,7 @@ from pathlib import Path
 
 SUITES = (
     "step",
+    "profile",
     "precision",
     "startup",
     "data",
