@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -39,6 +38,7 @@ from costs_model import (  # noqa: E402 - beside this file.
     trainer_of,
     weightless,
 )
+from lab import commit  # noqa: E402 - beside this file.
 from pages import table  # noqa: E402 - beside this file.
 
 from advdiff_core.types import DataInfo, Domain  # noqa: E402 - after the two.
@@ -252,12 +252,6 @@ class Record:
         """At which commits it was counted."""
         found = {one["commit"] for part in self.parts.values() for one in part.values()}
         return ", ".join(sorted(found))
-
-
-def commit() -> str:
-    """The commit at hand."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def count(record: Record) -> None:
