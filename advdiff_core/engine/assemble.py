@@ -23,6 +23,7 @@ from advdiff_core.engine.parts import DataParts, Maker, data_parts, make
 from advdiff_core.engine.players import Player, Term
 from advdiff_core.engine.sharding import share_out
 from advdiff_core.engine.source import Source
+from advdiff_core.engine.switches import compiled
 from advdiff_core.engine.trained import trained_as, trained_on
 from advdiff_core.errors import Fault, RecipeError
 from advdiff_core.interfaces.alignment_target import AlignmentTarget
@@ -194,7 +195,7 @@ def _roles(maker: Maker, parts: DataParts) -> dict[str, Role]:
             module=module,
             owner=owner,
             wear=wear,
-            run=torch.compile(module) if model.compile else None,
+            run=compiled(module, model.compile),
             recompute=model.checkpointing,
             norm_start=model.norm_start,
             random=module.draws_random,

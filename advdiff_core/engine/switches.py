@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from advdiff_core.step.scene import Compute
 
-__all__ = ["CUBLAS", "compiled_quietly", "tf32_switched", "torch_switches"]
+__all__ = ["CUBLAS", "compiled", "compiled_quietly", "tf32_switched", "torch_switches"]
 
 #: Without it cuBLAS refuses to be deterministic; read when the first product of a process is made.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -70,3 +71,19 @@ def compiled_quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
         yield
+
+
+def compiled(module: nn.Module, how: bool | str) -> Callable[..., Any] | None:
+    """The module as `torch.compile` runs it, or None if it is not compiled.
+
+    Args:
+        module: A network.
+        how: Whether to compile, or a mode: "reduce-overhead" and "max-autotune" record CUDA graphs
+            on a GPU, for networks so small that launching their kernels takes longer than these do.
+            Who runs such a network says where a step begins: what a graph has returned is
+            overwritten from then on.
+    """
+    if not how:
+        return None
+    found: Callable[..., Any] = torch.compile(module, mode=how if isinstance(how, str) else None)
+    return found

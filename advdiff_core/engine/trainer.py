@@ -6,6 +6,7 @@ import time
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from advdiff_core.engine.assemble import Experiment
@@ -75,6 +76,8 @@ class Trainer:
         self.nimg = 0
         self.index = 0
         self._steps: list[TrainStep] = []
+        models = experiment.recipe.models.values()
+        self._graphs = any(isinstance(model.compile, str) for model in models)
 
     @property
     def _sharded(self) -> list[nn.Module]:
@@ -140,6 +143,8 @@ class Trainer:
 
     def train_step(self) -> None:
         """Run every due player on one batch."""
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         due = [p for p in self.experiment.players if p.due(self.index, self.nimg)]
         shared = [player for player in due if not player.fresh]
         if shared:

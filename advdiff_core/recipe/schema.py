@@ -45,6 +45,8 @@ __all__ = [
 ROOT_VIEWS = ("clean", "image")
 
 OnOff = bool | Literal["auto"]
+#: On or off, or the modes of `torch.compile` that record CUDA graphs.
+Compiled = bool | Literal["reduce-overhead", "max-autotune"]
 
 
 @settings
@@ -196,7 +198,10 @@ class Model:
     follow: Follow | None = setting(
         None, help="not trained but an average of the weights of another role"
     )
-    compile: bool = setting(False, help="compile the network with torch.compile", safe=True)
+    compile: Compiled = setting(
+        False, safe=True,
+        help="compile the network with torch.compile, by its default or in one of its modes",
+    )  # fmt: skip
     checkpointing: bool = setting(False, help="recompute activations in the backward", safe=True)
     shard: bool = setting(
         False, safe=True,

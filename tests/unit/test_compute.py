@@ -13,8 +13,11 @@ from advdiff_core.engine.checkpoint import load
 from advdiff_core.engine.compute import choose_compute
 from advdiff_core.engine.distributed import World
 from advdiff_core.engine.feed import Feed
+from advdiff_core.engine.signals import StopFlag
 from advdiff_core.engine.source import Source
 from advdiff_core.engine.switches import CUBLAS, tf32_switched, torch_switches
+from advdiff_core.engine.trainer import Trainer
+from advdiff_core.errors import RecipeError
 from advdiff_core.interfaces.dataset import Dataset
 from advdiff_core.recipe import recipe_from_dict
 from advdiff_core.recipe.schema import Run
@@ -177,6 +180,32 @@ def test_compiled_network_has_no_second_derivatives():
     tables = {**TABLES, "models": {"student": {**TABLES["models"]["student"], "compile": True}}}
     assert not assemble(recipe_from_dict(tables)).scene.models["student"].double_backward
     assert assemble(recipe_from_dict(TABLES)).scene.models["student"].double_backward
+
+
+@pytest.mark.parametrize(
+    ("how", "asked", "marked"),
+    [(False, [], 0), (True, [None], 0), ("reduce-overhead", ["reduce-overhead"], 2)],
+)
+def test_mode_of_compilation_is_torchs_and_steps_begin_where_graphs_may_overwrite(
+    how, asked, marked, monkeypatch
+):
+    """Recorded graphs keep their outputs until the next step."""
+    modes, marks = [], []
+    monkeypatch.setattr(torch, "compile", lambda net, mode: modes.append(mode) or net)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    tables = {**TABLES, "models": {"student": {**TABLES["models"]["student"], "compile": how}}}
+    made = assemble(recipe_from_dict(tables))
+    trainer = Trainer(made, world=World(), ticks=None, stop=StopFlag())
+    for _ in range(2):
+        trainer.train_step()
+    assert (modes, len(marks)) == (asked, marked)
+
+
+def test_unknown_mode_of_compilation_is_refused():
+    """With what there is."""
+    tables = {**TABLES, "models": {"student": {**TABLES["models"]["student"], "compile": "fast"}}}
+    with pytest.raises(RecipeError, match=r"models\.student\.compile: .*reduce-overhead"):
+        assemble(recipe_from_dict(tables))
 
 
 ADVERSARIAL = {
