@@ -7,6 +7,7 @@ All arms have the same number of images, updates and steps of the attack; what d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,12 +172,15 @@ def named(arm: str, seed: int, point: Point = DEFAULT) -> str:
     return f"{arm}-{seed}-{point.sigma:g}-{point.weight:g}{other}"
 
 
-def train(lab: Lab, given: Any, arm: str, seed: int, point: Point = DEFAULT) -> Path:
-    """A classifier."""
+def train(  # noqa: PLR0913 - what is learnt from, how it is aligned, and what differs.
+    lab: Lab, given: Any, arm: str, seed: int, point: Point = DEFAULT,
+    more: Mapping[str, Any] | None = None, suffix: str = "",
+) -> Path:  # fmt: skip
+    """A classifier; `more` are further keys, of a run whose name ends in `suffix`."""
     _, mixed, name, few = ARMS[arm]
-    keys = {**trades(given, seed), "data": data(lab, given, mixed=mixed, few=few)}
+    keys = {**trades(given, seed), "data": data(lab, given, mixed=mixed, few=few), **(more or {})}
     path = "cifar10-trades"
     if name:
         keys |= aligned(lab, given, name, point)
         path = "cifar10-dra-noisy-teacher" if name == "noisy" else "cifar10-dra"
-    return lab.train(named(arm, seed, point), recipe("dra", path), keys)
+    return lab.train(f"{named(arm, seed, point)}{suffix}", recipe("dra", path), keys)
