@@ -16,7 +16,7 @@ from arms import BATCH, EPS, SEEDS, attacked, train
 from classifiers import verdicts
 from here import RECORDS, arguments, open_lab
 from pages import record
-from safetensors import safe_open
+from safetensors.torch import load_file
 from sweeps import PGD
 
 DEPTH, WIDTH, IMAGES = 16, 4, 51_200
@@ -32,9 +32,11 @@ PARTS = ("at", "at-dra")
 def parameters(run: Path) -> int:
     """Numbers that a run trains, from its optimizer's momenta."""
     newest = max(run.glob("checkpoints/*/"), key=lambda path: int(path.name))
-    with safe_open(newest / "shared.safetensors", "pt") as file:
-        names = [name for name in file.keys() if "models.student." in name]
-        return sum(file.get_tensor(name).numel() for name in names if name.endswith("_buffer"))
+    tensors = load_file(newest / "shared.safetensors")
+    return sum(
+        tensor.numel() for name, tensor in tensors.items()
+        if "models.student." in name and name.endswith("_buffer")
+    )  # fmt: skip
 
 
 def main() -> None:
