@@ -10,18 +10,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 
-__all__ = ["LAWS", "sampling_times"]
+__all__ = ["LAWS", "is_straight", "sampling_times", "shifted"]
 
 #: Names of the laws.
 LAWS: tuple[str, ...] = ("karras", "exponential", "log-snr", "uniform", "trailing")
 
 
-def sampling_times(
+def sampling_times(  # noqa: PLR0913 - what makes a grid.
     schedule: NoiseSchedule,
     num_steps: int,
     *,
     law: str = "karras",
     rho: float = 7.0,
+    shift: float = 1.0,
     start: float | None = None,
 ) -> Tensor:
     """Times `t_max = t_0 > ... > t_n = t_zero` of a sampler.
@@ -41,6 +42,8 @@ def sampling_times(
         num_steps: Number of steps n, at least 1.
         law: Name of the law.
         rho: Exponent of karras; larger puts more steps at little noise.
+        shift: Factor s of `shifted`, at least 1; above 1 for schedules that `is_straight` alone.
+            The law's times are moved by it, and the law begins where that leads to the first time.
         start: First time, above t_min, in place of t_max: for a process that starts in between.
 
     Returns:
@@ -56,8 +59,47 @@ def sampling_times(
     if not schedule.t_min < high <= schedule.t_max:
         message = f"a grid from {high:g}; wanted above {schedule.t_min:g}, up to {schedule.t_max:g}"
         raise ValueError(message)
-    times = _LAWS[law](schedule, num_steps, rho, high)
+    if shift == 1:
+        times = _LAWS[law](schedule, num_steps, rho, high)
+    else:
+        times = _moved(schedule, num_steps, law, rho, shift, high)
     return torch.cat([times, torch.tensor([schedule.t_zero], dtype=torch.float64)])
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Times moved towards noise, `s t / (1 + (s - 1) t)` (Esser et al., 2024, eq. 23), any shape.
+
+    0 and 1 stay. On a schedule that `is_straight`, `sigma / alpha` becomes s times as large, so
+    `1 / s` moves times back.
+
+    Args:
+        t: Times in [0, 1].
+        shift: The factor s, above 0.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def is_straight(schedule: NoiseSchedule) -> bool:
+    """True if `alpha = 1 - t` and `sigma = t`, as `flow` has them."""
+    t = torch.linspace(schedule.t_min, schedule.t_max, 9, dtype=torch.float64)
+    same = torch.allclose(schedule.alpha(t), 1 - t) and torch.allclose(schedule.sigma(t), t)
+    return same and schedule.num_steps is None
+
+
+def _moved(  # noqa: PLR0913 - what makes a grid.
+    schedule: NoiseSchedule, count: int, law: str, rho: float, shift: float, top: float
+) -> Tensor:
+    if shift < 1 or not is_straight(schedule):
+        message = f"a shift of {shift:g}; wanted at least 1, and alpha = 1 - t with sigma = t"
+        raise ValueError(message)
+    below = float(shifted(torch.tensor(top, dtype=torch.float64), 1 / shift))
+    if below <= schedule.t_min:
+        message = f"a shift of {shift:g} moves every time from {schedule.t_min:g} above {top:g}"
+        raise ValueError(message)
+    times = shifted(_LAWS[law](schedule, count, rho, below), shift)
+    # What was moved there and back comes a rounding away.
+    times[0] = top
+    return times
 
 
 def _karras(schedule: NoiseSchedule, count: int, rho: float, top: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint as recompute_later
 
 from advdiff_core.errors import ContractError, Fault, RecipeError
 from advdiff_core.interfaces.component import Build
+from advdiff_core.interfaces.noise_schedule import NoiseSchedule
 from advdiff_core.interfaces.sampler import Denoise, ImageDraws, Sampler, Samples, StepCallback
 from advdiff_core.math import grids
 from advdiff_core.samplers._path import Estimate, Evaluator, Level, State, levels_of
@@ -29,6 +30,12 @@ class GridSettings:
         None, help="Law of the sampling times; the schedule's own by default.", choices=grids.LAWS
     )
     rho: float = setting(7.0, help="Exponent of the karras grid.", gt=0)
+    shift: float = setting(
+        1.0,
+        help="Factor of sigma / alpha by which the grid is moved towards noise, on the schedule "
+        "flow: t becomes s t / (1 + (s - 1) t). 3 is that of Stable Diffusion 3.",
+        ge=1,
+    )
     clip_x0: bool = setting(
         default=False, help="Clip every estimate of the clean sample to the data's domain."
     )
@@ -50,6 +57,20 @@ class GridSampler(Sampler):
             self._refuse("use", message, "add a [schedule] table")
         self.schedule = build.schedule
         self._clip = self._domain() if settings.clip_x0 else None
+        if settings.shift != 1:
+            self._check_shift(settings.shift, build.schedule)
+
+    def _check_shift(self, shift: float, schedule: NoiseSchedule) -> None:
+        if not grids.is_straight(schedule):
+            message = f"found {shift:g} for a schedule that is not alpha = 1 - t and sigma = t"
+            self._refuse("shift", message, 'set it to 1, or schedule.use = "flow"')
+        low = float(grids.shifted(torch.tensor(schedule.t_min, dtype=torch.float64), shift))
+        if low >= schedule.t_max:
+            message = (
+                f"found {shift:g}, which moves t_min = {schedule.t_min:g} of the schedule to "
+                f"{low:g}, beyond t_max = {schedule.t_max:g}"
+            )
+            self._refuse("shift", message, "lower it, or schedule.t_min")
 
     def _domain(self) -> Domain:
         domain = self.build.data.domain if self.build.data else None
@@ -76,7 +97,9 @@ class GridSampler(Sampler):
         """Times [steps + 1], float64, from t_max down to the schedule's noiseless end."""
         made = self.settings
         law = made.grid or self.schedule.default_grid
-        return grids.sampling_times(self.schedule, made.steps, law=law, rho=made.rho)
+        return grids.sampling_times(
+            self.schedule, made.steps, law=law, rho=made.rho, shift=made.shift
+        )
 
     @final
     def sample(  # noqa: PLR0913 - the switches a caller may combine.

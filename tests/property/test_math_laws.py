@@ -138,3 +138,20 @@ def test_grids_hold_their_laws_for_any_settings(schedule, count, law, rho):
     assert grid[-1] == schedule.t_zero
     assert grid[-2] >= schedule.t_min
     assert (grid.diff() < 0).all()
+
+
+@given(
+    st.integers(1, 1000), st.sampled_from(grids.LAWS), st.floats(1, 100),
+    st.floats(1e-5, 0.005), st.floats(0.9, 0.99999),
+)  # fmt: skip
+def test_shifted_grids_hold_their_laws_for_any_shift(count, law, shift, low, high):
+    """Count, ends, order and range, and noisier everywhere between the ends than without."""
+    schedule = Flow(Flow.Settings(t_min=low, t_max=high), Build())
+    grid = grids.sampling_times(schedule, count, law=law, shift=shift)
+    assert len(grid) == count + 1
+    assert grid[0] == schedule.t_max
+    assert grid[-1] == schedule.t_zero
+    assert grid[-2] >= schedule.t_min * (1 - 1e-12)
+    assert (grid.diff() < 0).all()
+    plain = grids.sampling_times(schedule, count, law=law)
+    assert (grid >= plain - 1e-9).all()

@@ -50,11 +50,13 @@ def sd_schedule() -> NoiseSchedule:
     return VPLinear(keys, Build())
 
 
-def sampler(name: str, steps: int = 6, *, schedule: NoiseSchedule | None = None) -> Sampler:
+def sampler(
+    name: str, steps: int = 6, *, schedule: NoiseSchedule | None = None, **more: Any
+) -> Sampler:
     """A linear sampler."""
     cls, keys = LINEAR[name]
     settings: Any = cls.Settings  # type: ignore[attr-defined]
-    return cls(settings(steps=steps, **keys), build_of(schedule))
+    return cls(settings(steps=steps, **keys, **more), build_of(schedule))
 
 
 def draws(size: int = 2) -> SeedDraws:

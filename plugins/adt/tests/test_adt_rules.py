@@ -48,6 +48,20 @@ def test_rules_leave_every_value_as_the_sampler_makes_it(name: str, rule: str) -
     assert found.x0.requires_grad
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", LINEAR)
+def test_rules_leave_every_value_of_a_shifted_path(name: str, rule: str) -> None:
+    """As on an even one: the sampler's own numbers, on the times that `shift` moves."""
+    flow, x, w = Flow(Flow.Settings(), Build()), noise(), weights()
+    made = sampler(name, schedule=flow, grid="uniform", shift=3.0)
+    denoise = eps_of(flow, curve(w), "flow")
+    plain = made.sample(denoise, x, draws())
+    found = rolled(made, denoise, x, draws(), grid=made.grid(), rule=rule, grad_steps=(1, 3, 5))
+    assert torch.equal(found.x0, plain.x0)
+    even = sampler(name, schedule=flow, grid="uniform").sample(denoise, x, draws())
+    assert not torch.equal(even.x0, plain.x0)
+
+
 @pytest.mark.parametrize("name", LINEAR)
 def test_adt_passes_the_gradient_of_the_state_on_at_slope_one(name: str) -> None:
     """Under `adt` the sample's gradient towards its start is the identity, whatever the network."""

@@ -1,5 +1,6 @@
 """Densities of training times."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from torch.testing import assert_close
 from advdiff_core.draws import Draws
 from advdiff_core.interfaces.component import Build
 from advdiff_core.math.densities import LAWS, draw_times
+from advdiff_core.math.grids import shifted
 from advdiff_core.schedules import EDM, VE, Flow, VPCosine, VPLinear
 
 SCHEDULES = {
@@ -55,6 +57,15 @@ def test_log_normal_noise_levels_have_the_asked_moments():
     t = draw_times(SCHEDULES["edm"], EVEN, law="log-normal", mean=-0.4, std=1.0)
     assert t.log().mean().item() == pytest.approx(-0.4, abs=1e-3)
     assert t.log().std().item() == pytest.approx(1.0, abs=5e-3)
+
+
+def test_log_normal_times_of_flow_are_logit_normal_and_a_shift_is_a_mean():
+    """Esser et al. (2024, eq. 19 and 23): moved by s, the mean grows by log s."""
+    schedule = SCHEDULES["flow"]
+    plain = draw_times(schedule, EVEN, law="log-normal", mean=0.0, std=1.0)
+    assert_close(plain, torch.special.ndtri(EVEN).sigmoid())
+    moved = draw_times(schedule, EVEN, law="log-normal", mean=math.log(3), std=1.0)
+    assert_close(moved, shifted(plain, 3.0))
 
 
 @pytest.mark.parametrize("law", LAWS)

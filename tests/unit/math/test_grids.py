@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from advdiff_core.interfaces.component import Build
-from advdiff_core.math.grids import LAWS, sampling_times
+from advdiff_core.math.grids import LAWS, is_straight, sampling_times, shifted
 from advdiff_core.schedules import EDM, VE, Flow, VPCosine, VPLinear
 
 SCHEDULES = {
@@ -82,3 +82,59 @@ def test_grid_refuses_no_steps_and_unknown_laws():
         sampling_times(SCHEDULES["edm"], 0)
     with pytest.raises(ValueError, match="unknown grid law 'leading'; wanted one of karras"):
         sampling_times(SCHEDULES["edm"], 3, law="leading")
+
+
+def test_shifted_times_are_those_of_the_paper():
+    """Esser et al. (2024, eq. 23): `s t / (1 + (s - 1) t)`; the middle at s = 3 goes to 3/4."""
+    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    wanted = torch.tensor([0.0, 0.5, 0.75, 0.9, 1.0], dtype=torch.float64)
+    assert_close(shifted(t, 3.0), wanted, rtol=1e-15, atol=0)
+    assert_close(shifted(wanted, 1 / 3), t, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_shifted_grid_is_the_laws_grid_moved(law):
+    """Between the ends, and from where the shift leads to t_max: in closed form for even steps."""
+    schedule, s = SCHEDULES["flow"], 3.0
+    grid = sampling_times(schedule, 28, law=law, shift=s)
+    first = schedule.t_max / (s - (s - 1) * schedule.t_max)
+    even = sampling_times(schedule, 28, law=law, start=first)
+    assert_close(grid, s * even / (1 + (s - 1) * even), rtol=1e-12, atol=0)
+    if law == "uniform":
+        times = np.linspace(first, 1e-4, 28)
+        assert_close(grid[:-1], torch.from_numpy(s * times / (1 + (s - 1) * times)))
+
+
+@pytest.mark.parametrize(("name", "law"), [*itertools.product(SCHEDULES, LAWS)])
+def test_grid_with_shift_one_is_the_grid_itself(name, law):
+    """Bit for bit, on every schedule."""
+    schedule = SCHEDULES[name]
+    moved = sampling_times(schedule, 9, law=law, shift=1.0)
+    assert torch.equal(moved, sampling_times(schedule, 9, law=law))
+
+
+def test_shifted_grid_starts_where_it_is_told():
+    """As for a process that begins in between."""
+    grid = sampling_times(SCHEDULES["flow"], 5, law="uniform", shift=3.0, start=0.6)
+    assert grid[0] == 0.6
+    assert_close(shifted(grid[:-1], 1 / 3).diff().diff(), torch.zeros(3).double())
+
+
+def test_straight_is_what_flow_is_alone():
+    """By its scales, whatever the name and range."""
+    assert [name for name, one in SCHEDULES.items() if is_straight(one)] == ["flow"]
+    assert is_straight(Flow(Flow.Settings(t_min=0.003, t_max=0.9), Build()))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("edm", {"shift": 3.0}, "a shift of 3; wanted at least 1, and alpha = 1 - t"),
+        ("flow", {"shift": 0.5}, "a shift of 0.5; wanted at least 1, and alpha = 1 - t"),
+        ("flow", {"shift": 10.0, "start": 9e-4}, "moves every time from 0.0001 above 0.0009"),
+    ],
+)
+def test_grid_refuses_shifts_that_do_not_fit(name, keys, message):
+    """The messages say what was found and what is wanted."""
+    with pytest.raises(ValueError, match=message):
+        sampling_times(SCHEDULES[name], 3, law="uniform", **keys)

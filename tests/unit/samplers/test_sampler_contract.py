@@ -11,6 +11,7 @@ from advdiff_core.errors import ContractError, RecipeError
 from advdiff_core.interfaces.component import Build
 from advdiff_core.interfaces.sampler import all_steps
 from advdiff_core.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun
+from advdiff_core.schedules import Flow
 
 SAMPLERS = {
     "ddpm": (DDPM, {}),
@@ -312,6 +313,39 @@ def test_grid_is_the_settings_law(world, schedule, sampler, keys):
     follows = sampler in (DDIM, DDPM) and schedule is not world.schedules["edm"]
     default = world.build(sampler, schedule, steps=6, **keys).grid()
     assert torch.equal(default, trailing if follows else karras)
+
+
+@every
+def test_shift_moves_the_grid_and_is_off_at_one(world, sampler, keys):
+    """A factor of sigma / alpha on flow; 1, the default, leaves the grid as it is to the bit."""
+    schedule = world.schedules["flow"]
+    plain, one, moved = (
+        world.build(sampler, schedule, steps=6, grid="uniform", **keys, **more).grid()
+        for more in ({}, {"shift": 1.0}, {"shift": 3.0})
+    )
+    assert torch.equal(plain, one)
+    assert moved[0] == plain[0] == schedule.t_max
+    assert moved[-1] == plain[-1] == 0.0
+    assert_close(moved[5] / (1 - moved[5]), 3 * plain[5] / (1 - plain[5]))
+    steps = (moved[:-1] / (3 - 2 * moved[:-1])).diff()
+    assert_close(steps, steps.mean().expand_as(steps), rtol=1e-9, atol=0)
+
+
+@every
+@pytest.mark.parametrize("name", ["vp-linear", "vp-sde", "vp-cosine", "ve", "edm"])
+def test_shift_is_refused_off_straight_paths(world, sampler, keys, name):
+    """Other schedules have other times; the message names the key and both mends."""
+    with pytest.raises(RecipeError) as caught:
+        world.build(sampler, world.schedules[name], shift=3.0, **keys)
+    assert "sample.shift: found 3 for a schedule that is not alpha = 1 - t" in str(caught.value)
+    assert 'set it to 1, or schedule.use = "flow"' in str(caught.value)
+
+
+def test_shift_is_refused_where_no_time_is_left(world):
+    """Of a range of times that it moves out of itself."""
+    schedule = Flow(Flow.Settings(t_min=0.49, t_max=0.51), Build())
+    with pytest.raises(RecipeError, match=r"to 0\.742424, beyond t_max = 0\.51 - lower"):
+        world.build(Euler, schedule, shift=3.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -271,3 +271,40 @@ def test_euler_on_flow_matches_diffusers(world):
     for t in reference.timesteps:
         theirs = reference.step(model(theirs, t), t, theirs).prev_sample
     assert_close(ours, theirs, atol=3e-4, rtol=1e-3)
+
+
+#: Time that diffusers' grid of a shift of 3 ends at before it is moved: 1/1000, moved already once.
+MOVED = 3 / 1000 / (1 + 2 / 1000)
+
+
+def shifted_flow():
+    """The schedule of straight paths with that end, and a start at noise to rounding."""
+    return Flow(Flow.Settings(t_min=MOVED, t_max=1 - 1e-9), None)
+
+
+def test_shifted_grid_is_that_of_diffusers(world):
+    """Stable Diffusion 3: 28 steps, even but for a shift of 3."""
+    reference = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    reference.set_timesteps(28)
+    sampler = made(world, Euler, shifted_flow(), steps=28, grid="uniform", shift=3.0)
+    assert_close(sampler.grid(), reference.sigmas.double(), rtol=1e-6, atol=1e-6)
+    assert_close(1000 * sampler.grid()[:-1], reference.timesteps.double(), rtol=1e-6, atol=1e-3)
+
+
+def test_euler_on_a_shifted_grid_matches_diffusers(world):
+    """28 steps of a velocity that depends on state and time, each on its own grid."""
+    reference = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    reference.set_timesteps(28)
+    sampler = made(world, Euler, shifted_flow(), steps=28, grid="uniform", shift=3.0)
+
+    def denoise(x_t, t):
+        sigma = expand(t, x_t)
+        # A hundredth of diffusers' timestep, lest the analytic model be x itself.
+        return Prediction("flow", model(x_t, 10 * sigma), x_t, 1 - sigma, sigma)
+
+    x = deterministic_sample().double()
+    ours = sampler.sample(denoise, x, SeedDraws(range(4))).x0
+    theirs = x
+    for t in reference.timesteps:
+        theirs = reference.step(model(theirs, t.double() / 100), t, theirs).prev_sample
+    assert_close(ours, theirs.double(), atol=1e-5, rtol=1e-5)
