@@ -176,12 +176,12 @@ def cifar(out: Path) -> list[str]:
     lines += made(out, "cifar16-adt", "cifar")
     lines += [
         f"Every variant goes on from one plain run by {found['updates']} updates of the generator",
-        f"on batches of {found['batch']}, one seed. Squared Frechet distance of",
+        f"on batches of {found['batch']}; mean and range over seeds. Squared Frechet distance of",
         f"{found['samples']:,} samples to the first 10,000 training images in the 64 pooled",
         "features of a ResNet-56, images resized to its 32 pixels, x0 clipped; this is no FID. The",
         "discriminator reads a ResNet-20.", "",
     ]  # fmt: skip
-    runs = {name: {"": numbers} for name, numbers in found["runs"].items()}
+    runs = found["runs"]
     if "plain" in runs:
         lines += distances(runs, found["number"], "Distance:")
     lines += judged(runs, {key: one.name for key, one in VARIANTS.items()})
