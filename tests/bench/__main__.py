@@ -6,9 +6,15 @@ import argparse
 import importlib
 import json
 import platform
-import subprocess
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "results"))
+from lab import commit
+
+#: What every entry has; None where there is no such thing. Times are in seconds if nothing else is
+#: said, and a ratio is ours over the peer's.
+FIELDS = ("name", "ours", "peer", "ratio", "spread", "target", "ok", "hardware", "commit")
 SUITES = (
     "step",
     "profile",
@@ -35,18 +41,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--write", type=Path, help="folder for SUITE.json and SUITE.md")
     options = parser.parse_args()
-    entries = importlib.import_module(f"tests.bench.{options.suite}").run()
-    for entry in entries:
-        entry.update(hardware=_hardware(), commit=_commit())
+    made = {"hardware": _hardware(), "commit": commit()}
+    found = importlib.import_module(f"tests.bench.{options.suite}").run()
+    entries = [{**dict.fromkeys(FIELDS), **entry, **made} for entry in found]
     text = json.dumps(entries, indent=2)
     if options.write:
         options.write.mkdir(parents=True, exist_ok=True)
         (options.write / f"{options.suite}.json").write_text(text + "\n")
-        (options.write / f"{options.suite}.md").write_text(_table(options.suite, entries))
-    print(text if options.json else _table(options.suite, entries))
+        (options.write / f"{options.suite}.md").write_text(table(options.suite, entries))
+    print(text if options.json else table(options.suite, entries))
 
 
-def _table(suite: str, entries: list[dict[str, object]]) -> str:
+def table(suite: str, entries: list[dict[str, object]]) -> str:
     lines = [
         f"# Benchmark: {suite}",
         "",
@@ -57,7 +63,8 @@ def _table(suite: str, entries: list[dict[str, object]]) -> str:
     for entry in entries:
         lines += [f"## {entry['name']}", "", "| quantity | value |", "| --- | --- |"]
         skip = ("name", "hardware", "commit")
-        lines += [f"| {key} | {_short(value)} |" for key, value in entry.items() if key not in skip]
+        told = {key: value for key, value in entry.items() if key not in skip and value is not None}
+        lines += [f"| {key} | {_short(value)} |" for key, value in told.items()]
         lines.append("")
     return "\n".join(lines)
 
@@ -77,11 +84,6 @@ def _hardware() -> str:
     model = names[0].split(":")[1].strip() if names else platform.processor()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{model}, {len(names)} cores, {gpu}, torch {torch.__version__}"
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -101,8 +101,8 @@ def compare(name: str, sides: tuple[Callable[[], None], Callable[[], None]]) -> 
     found = sorted(a / b for a, b in zip(*times, strict=True))
     return {
         "name": name,
-        "seconds": statistics.median(times[0]),
-        "seconds, bare passes": statistics.median(times[1]),
+        "ours": statistics.median(times[0]),
+        "peer": statistics.median(times[1]),
         "ratio": statistics.median(found),
         "spread": [found[len(found) // 4], found[3 * len(found) // 4]],
         "target": TIME,
@@ -139,9 +139,11 @@ def _memory(rule: str, steps: int, found: int, base: int) -> dict[str, object]:
     trained = "recomputed" if whole else f"K = {TRAINED}"
     return {
         "name": f"memory of {rule}, {steps} steps, {trained}",
-        "memory": found,
-        f"memory, {STEPS[0]} steps" if whole else "memory, three plain forwards": base,
-        "memory ratio": found / base,
+        "unit": "bytes",
+        "ours": found,
+        "peer": base,
+        "what the peer is": f"{STEPS[0]} steps" if whole else "three plain forwards",
+        "ratio": found / base,
         "target": target,
         "ok": found <= target * base,
     }

@@ -131,8 +131,8 @@ def _entry(
     light = not side.memory or growth <= side.memory
     return {
         "name": f"{name} against {side.base}, {precision}",
-        "seconds a batch": statistics.median(times[name]),
-        f"seconds a batch, {side.base}": statistics.median(times[side.base]),
+        "ours": statistics.median(times[name]),
+        "peer": statistics.median(times[side.base]),
         "ratio": ratio,
         "spread": [found[len(found) // 4], found[3 * len(found) // 4]],
         "ratio of processor seconds": statistics.median(ratios(busy, name, side.base)),

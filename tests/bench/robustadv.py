@@ -90,8 +90,8 @@ def _entry(
     right = same_loss and units_of(cost) == UNITS[side]
     return {
         "name": f"{side} ray, {precision}",
-        "seconds a step": statistics.median(times[side]),
-        "seconds a plain step": statistics.median(times["plain"]),
+        "ours": statistics.median(times[side]),
+        "peer": statistics.median(times["plain"]),
         "ratio": ratio,
         "spread": [found[len(found) // 4], found[3 * len(found) // 4]],
         "ratio of processor seconds": statistics.median(ratios(busy, side, "plain")),

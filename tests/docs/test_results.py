@@ -22,7 +22,8 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SCRIPTS = {
     "robustadv": ("vitro", "sweeps", "images", "mnist", "probes"),
     "atdiff": ("points", "digits", "images", "ablation", "robustness"),
-    "dra": ("teachers", "probes", "classifiers", "standard", "sweeps", "analyses"),
+    "dra": ("teachers", "probes", "classifiers", "standard", "sweeps", "analyses", "larger"),
+    "adt": ("digits", "cifar", "bias", "backbones"),
 }
 
 
@@ -52,8 +53,9 @@ class Rehearsal:
         self.recipes[run] = recipe, dict(keys)
         return run
 
-    def measure(self, run: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    def measure(self, run: Path, keys: Mapping[str, Any], checkpoint: int = 0) -> dict[str, Any]:
         """Numbers for whatever is asked for."""
+        del checkpoint
         self.asked.append((run, dict(keys)))
         _, own = self.recipes.get(run, (None, {}))
         metrics = keys.get("evaluate.metrics", own.get("evaluate.metrics", []))
@@ -136,6 +138,7 @@ def rehearse(stage: Any, monkeypatch: pytest.MonkeyPatch, folder: str, name: str
         words += ["--base", "base"]
         monkeypatch.setattr(stage(folder, "teachers"), "widened", lambda *given: given[1])
         monkeypatch.setattr(script, "verdicts", lambda folder: "1" * 2000, raising=False)
+        monkeypatch.setattr(script, "parameters", lambda run: 1, raising=False)
     monkeypatch.setattr(script, "open_lab", lambda given: told)
     monkeypatch.setattr(script, "record", lambda *given: None, raising=False)
     monkeypatch.setattr(sys, "argv", words)
