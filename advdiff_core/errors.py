@@ -234,7 +234,12 @@ class LostPeerError(AdvdiffError):
     """Another process of a run is gone or does not answer.
 
     The run goes on from its newest checkpoint; whoever started the processes says which one failed.
+
+    Attributes:
+        run: Folder of the run, if it has a checkpoint to go on from; else "".
     """
+
+    run: str = ""
 
 
 class Interrupted(AdvdiffError):  # noqa: N818 - not a failure: the run can be continued.

@@ -11,10 +11,11 @@ import click
 from click import shell_completion
 
 from advdiff_core.cli.app import PROGRAM, Site, app
-from advdiff_core.engine.launched import deliver, follow_parent
+from advdiff_core.engine.launched import deliver, follow_parent, is_launched
 from advdiff_core.errors import (
     AdvdiffError,
     Interrupted,
+    LostPeerError,
     PluginError,
     StorageError,
     UnsoundError,
@@ -84,6 +85,10 @@ def _explain_known(error: AdvdiffError, site: Site) -> int:
         lines = [line.replace("advdiff: error ", "advdiff: ", 1) for line in lines]
     if isinstance(error, PluginError | UnsoundError) and error.__cause__ is not None:
         lines.append(_crash_log(error, site))
+    if isinstance(error, LostPeerError) and error.run and not is_launched():
+        # A launcher of ours says so for all; another one knows nothing of checkpoints.
+        lines.append(f"advdiff: go on with: {PROGRAM} train --resume {shown(error.run)}")
+        return _say(lines, Interrupted.exit_code, error)
     return _say(lines, error.exit_code, error)
 
 

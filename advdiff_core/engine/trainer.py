@@ -119,6 +119,7 @@ class Trainer:
         except LostPeerError as error:
             error.message += f" (step {self.index}, {self.nimg:,} images)"
             error.where = error.where or str(self.ticks.folder)
+            error.run = str(self.ticks.folder) if self.ticks.saved >= 0 else ""
             raise
         finally:
             self.feed.close()

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from advdiff_core.cli import entry, main
 from advdiff_core.cli import launch as launching
-from advdiff_core.cli import main
 from advdiff_core.engine import launched
+from advdiff_core.engine.trainer import Trainer
 from advdiff_core.errors import Interrupted, LostPeerError, NumericsError
 
+RECIPE = Path(__file__).parents[1] / "recipes" / "players.toml"
 #: What a process of these tests knows: `say` leaves a report, as an error does.
 PRELUDE = """
 import json, os, signal, sys, time
@@ -221,6 +223,42 @@ def test_report_that_cannot_be_delivered_is_said_here(tmp_path, monkeypatch):
     lost = LostPeerError("gone")
     launched.deliver(lost.lines(), 70, lost)
     assert (launched.read_report(tmp_path, 0) or {})["lost"]
+
+
+@pytest.mark.parametrize(
+    ("every", "launcher", "code", "goes_on"),
+    [(16, False, 75, True), (64, False, 70, False), (16, True, 70, False)],
+)
+def test_lost_process_without_a_launcher_of_ours_is_told_how_to_go_on(
+    every, launcher, code, goes_on, monkeypatch, capsys, tmp_path
+):
+    """X08: as on two machines; a launcher of ours says it once, for all, and knows who failed."""
+    if launcher:
+        monkeypatch.setenv(launched.REPORTS, str(tmp_path))
+        monkeypatch.setattr(entry, "follow_parent", lambda: None)
+    else:
+        monkeypatch.delenv(launched.REPORTS, raising=False)
+    step = Trainer.train_step
+
+    def lose(trainer: Trainer) -> None:
+        if trainer.index == 2:
+            raise LostPeerError("process 1 does not answer after 5 s", code="X03")
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", lose)
+    keys = ("-s", "run.images=64", "-s", f"run.checkpoint_every={every}")
+    assert main(["train", str(RECIPE), "--out", str(tmp_path), *keys]) == code
+    lines = [*capsys.readouterr().err.splitlines(), *_reported(tmp_path)]
+    run = tmp_path / "00000-players"
+    place = next(n for n, line in enumerate(lines) if line.startswith("advdiff: error[X03]"))
+    assert f"{run}: process 1 does not answer after 5 s (step 2, 32 images)" in lines[place]
+    wanted = [f"advdiff: go on with: advdiff train --resume {run}"] if goes_on else []
+    assert lines[place + 1 :] == wanted
+
+
+def _reported(reports: Path) -> list[str]:
+    note = launched.read_report(reports, 0)
+    return [] if note is None else list(note["lines"])
 
 
 def test_nproc_is_refused_under_another_launcher(monkeypatch, capsys, tmp_path):
