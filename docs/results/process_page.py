@@ -20,7 +20,6 @@ LIMIT, WANTED = 15, 1e-6
 HEAD = ["recipe", "processes", "loss, first step", "loss", "from step", "weights"]
 KINDS = {
     "one": "1", "two": "2", "three": "3", "shared": "2, shared out", "one64": "1", "two64": "2",
-    "three64": "3", "shared64": "2, shared out",
 }  # fmt: skip
 
 

@@ -74,16 +74,20 @@ def kills(record: Record, out: Path) -> None:
         record.get("resumed", name, partial(runs.ended_same, out, name, one["processes"]))
 
 
-def compared(record: Record, out: Path) -> None:
-    """Processes and shared networks against one process and whole networks."""
-    wanted = {
+def pairs() -> dict[str, tuple[str, tuple[str, str]]]:
+    """Comparisons by name: a recipe, and two kinds of runs of it."""
+    return {
         f"{recipe}: {', '.join(pair)}": (recipe, pair)
         for recipe in worlds.RECIPES for pair in worlds.PAIRS
     }  # fmt: skip
-    if set(wanted) <= set(record.of("worlds")):
+
+
+def compared(record: Record, out: Path) -> None:
+    """Processes and shared networks against one process and whole networks."""
+    if set(pairs()) <= set(record.of("worlds")):
         return
     worlds.train(out)
-    for name, one in wanted.items():
+    for name, one in pairs().items():
         record.get("worlds", name, partial(worlds.compare, out, *one))
 
 
