@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,21 +52,21 @@ def available_bytes(device: torch.device) -> int:
 
 
 def saved_bytes_per_image(experiment: Experiment) -> float:
-    """Bytes that autograd keeps per image for the backward of one step, parameters left out."""
-    seen: dict[int, int] = {}
+    """Bytes that autograd keeps per image at most at once in a step, parameters left out.
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    An attack's graphs are gone before the losses' are made; those of a player's losses are there
+    together until its backward.
+    """
+    log: list[tuple[int, int]] = []
     count = min(PROBE_IMAGES, experiment.source.info.count)
     batch = experiment.source.batch(torch.arange(count))
     place = experiment.scene.compute.place
     x0, labels = place(batch.x), None if batch.y is None else place(batch.y)
     costs = {name: role.cost for name, role in experiment.scene.roles.items()}
     networks = [role.module for role in experiment.scene.roles.values()]
-    counting = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    counting = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: _Kept(tensor, log), lambda kept: kept.tensor
+    )
     # It is no step of the run: batch norms would remember two images of it.
     with counting, statistics_frozen(networks):
         for player in experiment.players:
@@ -72,12 +74,48 @@ def saved_bytes_per_image(experiment: Experiment) -> float:
             where = Place(index=0, nimg=0, start=0, size=count, total=count)
             step = TrainStep(experiment.scene, plan, x0, labels, where)
             step.enter(player.phase(), [])
-            for term in player.terms:
-                term.module(step)
+            losses = [term.module(step) for term in player.terms]
+            del losses
     # What is shared out to processes is whole now, and saved as other parameters are.
-    for parameter in (p for network in networks for p in network.parameters()):
-        seen.pop(local(parameter).untyped_storage().data_ptr(), None)
+    own = {
+        local(parameter).untyped_storage().data_ptr()
+        for network in networks for parameter in network.parameters()
+    }  # fmt: skip
     release([role.module for role in experiment.scene.roles.values() if role.skeleton is not None])
     for name, role in experiment.scene.roles.items():
         role.cost = costs[name]
-    return sum(seen.values()) / count
+    return _peak(log, own) / count
+
+
+class _Kept:
+    """A tensor as long as autograd keeps it; notes bytes when that begins, and less when it ends.
+
+    Args:
+        tensor: The tensor.
+        log: Where it is noted: address of its storage, and bytes.
+    """
+
+    __slots__ = ("log", "note", "tensor")
+
+    def __init__(self, tensor: Tensor, log: list[tuple[int, int]]) -> None:
+        storage = tensor.untyped_storage()
+        self.tensor, self.log, self.note = tensor, log, (storage.data_ptr(), storage.nbytes())
+        log.append(self.note)
+
+    def __del__(self) -> None:
+        address, size = self.note
+        self.log.append((address, -size))
+
+
+def _peak(log: Iterable[tuple[int, int]], left_out: Container[int]) -> int:
+    """Most bytes that were kept at once; a storage that several tensors share counts once."""
+    sharers: Counter[int] = Counter()
+    now = most = 0
+    for address, size in log:
+        if not size or address in left_out:
+            continue
+        sharers[address] += 1 if size > 0 else -1
+        if sharers[address] == (size > 0):
+            now += size
+            most = max(most, now)
+    return most
