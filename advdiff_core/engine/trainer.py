@@ -145,7 +145,7 @@ class Trainer:
     def train_step(self) -> None:
         """Run every due player on one batch."""
         if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         due = [p for p in self.experiment.players if p.due(self.index, self.nimg)]
         shared = [player for player in due if not player.fresh]
         if shared:
