@@ -81,7 +81,8 @@ def shifted(t: Tensor, shift: float) -> Tensor:
 
 def is_straight(schedule: NoiseSchedule) -> bool:
     """True if `alpha = 1 - t` and `sigma = t`, as `flow` has them."""
-    t = torch.linspace(schedule.t_min, schedule.t_max, 9, dtype=torch.float64)
+    # On the CPU also where networks are built without numbers.
+    t = torch.linspace(schedule.t_min, schedule.t_max, 9, dtype=torch.float64, device="cpu")
     same = torch.allclose(schedule.alpha(t), 1 - t) and torch.allclose(schedule.sigma(t), t)
     return same and schedule.num_steps is None
 

@@ -1,5 +1,6 @@
 """`diffusers:<class>`: the networks are diffusers' own, told what the core knows."""
 
+import attrs
 import diffusers
 import pytest
 import torch
@@ -9,6 +10,8 @@ from helpers_nets import PATH, check_taps_of, image_build, lively
 from safetensors.torch import save_file
 
 from advdiff_core.errors import ContractError, DataError, RecipeError
+from advdiff_core.interfaces.component import Build
+from advdiff_core.schedules import Flow, VPLinear
 
 UNET = {
     "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
@@ -95,6 +98,26 @@ def test_flow_times_are_thousandths():
     net = made("SD3", latent_build(c_noise=(0.0, 1000.0)))
     told = net._told(torch.zeros(3, 4, 8, 8), torch.tensor([0.0, 250.0, 1000.0]), None)
     assert told.timestep.tolist() == [0.0, 250.0, 1000.0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-4, 0.9999), (0.002994, 0.9), (0.4, 0.6)])
+def test_flow_times_are_thousandths_whatever_is_trained(low, high):
+    """The timestep of SD3 is 1,000 t also where the schedule ends short of 0 and 1."""
+    flow = Flow(Flow.Settings(t_min=low, t_max=high), Build())
+    build = attrs.evolve(latent_build(c_noise=flow.c_noise_range()), schedule=flow)
+    t = torch.tensor([low, (low + high) / 2, high], dtype=torch.float64)
+    told = made("SD3", build)._told(torch.zeros(3, 4, 8, 8), flow.c_noise(t), None)
+    torch.testing.assert_close(told.timestep, 1000 * t.float(), rtol=1e-6, atol=0)
+
+
+def test_timesteps_of_sd3_are_the_trained_range_on_other_schedules():
+    """There its timestep has no meaning of its own, and all of it is used; as with log-sigma."""
+    vp = VPLinear(VPLinear.Settings(), Build())
+    flow = Flow(Flow.Settings(), Build())
+    for schedule, low, high in ((vp, *vp.c_noise_range()), (flow, -2.3, 2.3)):
+        build = attrs.evolve(latent_build(c_noise=(low, high)), schedule=schedule)
+        told = made("SD3", build)._told(torch.zeros(2, 4, 8, 8), torch.tensor([low, high]), None)
+        assert told.timestep.tolist() == [0.0, 1000.0]
 
 
 @pytest.mark.parametrize("variant", TINY)

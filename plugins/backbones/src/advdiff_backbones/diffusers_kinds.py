@@ -42,6 +42,8 @@ class Kind:
     Attributes:
         name: The class.
         timesteps: Range of its time input.
+        continuous: True if its time input is 1,000 t of straight paths, also where training ends
+            short of t = 0 and 1; else the ends of training are the ends of the range.
         defaults: Constructor arguments that follow from the data, given their description and the
             number of classes.
         call: Runs it on `x` [B, C, H, W].
@@ -62,6 +64,7 @@ class Kind:
     null_inside: bool = False
     text: bool = False
     tells: str = ""
+    continuous: bool = False
 
 
 def _unet_defaults(data: DataInfo) -> dict[str, Any]:
@@ -128,7 +131,7 @@ KINDS: Mapping[str, Kind] = {
         # A block of SD3 returns the prompt's tokens and the image's.
         Kind(
             name="SD3Transformer2DModel", timesteps=(0.0, 1000.0), defaults=_sd3_defaults,
-            call=_sd3, blocks={"transformer_blocks.": last_tensor}, text=True,
+            call=_sd3, blocks={"transformer_blocks.": last_tensor}, text=True, continuous=True,
         ),
     )
 }  # fmt: skip

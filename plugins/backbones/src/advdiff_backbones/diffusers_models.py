@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from advdiff_backbones.prompts import FRAME, Prompts
 from advdiff_core.errors import nearest
 from advdiff_core.interfaces.backbone import Backbone, BackboneOutput, check_taps
 from advdiff_core.interfaces.component import Build
+from advdiff_core.math.grids import is_straight
 from advdiff_core.settings import setting, settings
 from advdiff_core.types import DataInfo, TapInfo
 
@@ -53,7 +55,8 @@ class DiffusersFamily(Backbone):
     The network is diffusers' own, from a folder or hub repository (`path`), or new from the
     arguments of its class (`config`); its tensors are named `net.<diffusers' name>`. Labels become
     class labels; for networks that read text they choose a prompt embedding, learned or from a
-    file. The noise level becomes diffusers' timestep: the lowest of the schedule is step 0. Taps:
+    file. The noise level becomes diffusers' timestep: the lowest of the schedule is step 0; for SD3
+    on straight paths it is 1,000 t. Taps:
     `down_blocks.<n>`, `mid_block`, `up_blocks.<n>` or `transformer_blocks.<n>`, and any further
     module named in `extra_taps`.
 
@@ -131,6 +134,7 @@ class DiffusersFamily(Backbone):
     def __init__(self, settings: Any, build: Build) -> None:
         super().__init__(settings, build)
         self.kind = KINDS[ALIASES.get(settings.variant, settings.variant)]
+        self._levels = _levels(self.kind, build)
         image_shape(build, f"diffusers:{settings.variant}")
         assert build.data is not None, "image_shape refuses that"
         self._known = build.data.classes if settings.conditional else 0
@@ -196,7 +200,7 @@ class DiffusersFamily(Backbone):
         labels: Tensor | None,
         guidance: Tensor | None = None,
     ) -> Conditions:
-        low, high = self.build.c_noise
+        low, high = self._levels
         first, last = self.kind.timesteps
         slope = (last - first) / (high - low) if high > low else 0.0
         level = x.new_full((x.shape[0],), low) if c_noise is None else c_noise
@@ -219,8 +223,8 @@ class DiffusersFamily(Backbone):
         return torch.where(dropped, self._null, labels)
 
     def _kernel(self) -> AbstractContextManager[Any]:
-        math = self.settings.attention_kernel == "math"
-        return sdpa_kernel(SDPBackend.MATH) if math else nullcontext()
+        plain = self.settings.attention_kernel == "math"
+        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
     def _probe(self, names: tuple[str, ...], data: DataInfo) -> dict[str, TapInfo]:
         """The taps in forward order with their shapes, found without computing anything.
@@ -244,6 +248,17 @@ class DiffusersFamily(Backbone):
             ) from error  # fmt: skip
         self.train(training)
         return {name: _info(feature) for name, feature in found.features.items()}
+
+
+def _levels(kind: Kind, build: Build) -> tuple[float, float]:
+    """The noise levels that are the ends of the network's range of timesteps."""
+    low, high = build.c_noise
+    schedule = build.schedule if kind.continuous else None
+    by_time = schedule is not None and math.isclose(high, 1000.0)
+    if schedule is None or not by_time or not is_straight(schedule):
+        return low, high
+    # Those of t = 0 and t = 1, between which training may end.
+    return 0.0, high / schedule.t_max
 
 
 @functools.cache
