@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,32 @@ def test_the_settings_that_are_known_are_the_papers() -> None:
         assert recipe.players["discriminator"].every == 1
     sampler: Any = load_recipe(FOLDER / "sd15-adt.toml").terms["adversarial"].spec.settings.sampler
     assert (sampler.use, sampler.settings.steps) == ("ddim", 50)
+
+
+def test_stable_diffusion_3_is_run_and_sampled_on_the_times_of_its_pipeline(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """Those of diffusers' scheduler with a shift of 3, but for the schedule's end before t = 1."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    reference = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    reference.set_timesteps(28)
+    steps = ["terms.adversarial.sampler.steps=28", "sample.steps=28"]
+    keys = [*overrides("sd3", pictures, prompts(tmp_path)), *steps]
+    recipe = load_recipe(FOLDER / "sd3-adt.toml", keys)
+    term: Any = recipe.terms["adversarial"].spec.settings
+    assert recipe.sample is not None
+    made = assemble(recipe)
+    for spec in (term.sampler, recipe.sample.spec):
+        sampler: Any = made.make(spec)
+        torch.testing.assert_close(sampler.grid(), reference.sigmas.double(), rtol=3e-4, atol=0.0)
+
+
+def test_stable_diffusion_3_is_trained_on_the_times_of_its_training() -> None:
+    """Standard logit-normal, moved by a shift of 3: the mean is log 3."""
+    density = load_recipe(FOLDER / "sd3-adt.toml").schedule.density
+    assert (density.law, density.std) == ("log-normal", 1.0)
+    assert density.mean == pytest.approx(math.log(3), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
