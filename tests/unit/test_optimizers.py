@@ -1,10 +1,15 @@
 """Optimizers: equal to torch's own, decay rules, the family `torch:<Name>` and what it refuses."""
 
 import copy
+from collections.abc import Iterator
 
 import attrs
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from advdiff_core.errors import RecipeError
 from advdiff_core.interfaces.component import Build
@@ -231,3 +236,37 @@ def test_settings_refuse_values_out_of_bounds(make, words):
     """Each bound has its message."""
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[DeviceMesh]:
+    """One process that weights are shared out to: they are DTensors all the same."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+def shared_out(value: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+    """A tensor [N, M] by rows."""
+    return DTensor.from_local(value.clone(), mesh, [Shard(0)])
+
+
+@pytest.mark.parametrize("name", TorchFamily.variant_names())
+def test_family_steps_weights_that_are_shared_out_or_refuses_them(name, mesh):
+    """Torch fuses the steps of DTensors for Adam alone; two optimizers cannot step them at all."""
+    value = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    plain, rows = nn.Parameter(value.clone()), nn.Parameter(shared_out(value, mesh))
+    component = TorchFamily(TorchFamily.settings_type(name)(), BUILD)
+    if name in ("Adafactor", "Rprop"):
+        with pytest.raises(RecipeError, match=f"{name} cannot step weights that are shared out"):
+            component.make([("w", rows)])
+        return
+    for parameter, gradient in ((plain, value.cos()), (rows, shared_out(value.cos(), mesh))):
+        made = component.make([("w", parameter)])
+        for _ in range(3):
+            parameter.grad = gradient.clone()
+            made.step()
+    assert torch.equal(rows.full_tensor(), plain)
+    assert not torch.equal(plain, value)
