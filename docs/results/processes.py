@@ -60,9 +60,9 @@ class Record:
         return sorted({one["commit"] for part in self.parts.values() for one in part.values()})
 
 
-def kills(record: Record, out: Path) -> None:
+def kills(record: Record, out: Path, rounds: int = ROUNDS) -> None:
     """Rounds in which a process is killed; then all of them are gone on with and compared."""
-    for number in range(ROUNDS):
+    for number in range(rounds):
         count = 2 if number % FIVE else 3
         record.get("kills", f"kill-{number:02}", partial(runs.kill, out, number, count))
     open_ones = {
@@ -124,13 +124,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="folder of the runs; left out: the page alone")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all if left out")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="kills, if not all are wanted")
     given = parser.parse_args()
     record = Record(RECORD)
     for part in (given.parts or PARTS) if given.out is not None else ():
         out = given.out.resolve() / part
         out.mkdir(parents=True, exist_ok=True)
         record.get("facts", part, facts)
-        PARTS[part](record, out)
+        make = partial(kills, rounds=given.rounds) if part == "kills" else PARTS[part]
+        make(record, out)
     (HERE / "processes.md").write_text(page(record, ROUNDS))
 
 
