@@ -197,7 +197,7 @@ def kill(out: Path, number: int, count: int) -> dict[str, Any]:
         time.sleep(0.01)
     seconds = time.monotonic() - began
     lines = said.read_text().splitlines()
-    wanted = f"process {rank} (pid {pids[rank]}) ended by SIGKILL"
+    wanted = f"process {rank} (pid {pids[rank]}): ended by SIGKILL (exit code -9)"
     found = sorted(out.glob(f"[0-9]*-{name}"))
     return {
         "processes": count, "rank": rank, "step": logged, "seconds": seconds,
