@@ -1,11 +1,11 @@
-"""The first comparison with a classifier of a few million parameters, one seed.
+"""The main comparisons with a classifier of a few million parameters, one seed.
 
-    python docs/results/dra/larger.py --out RUNS --data FOLDER --base RUN [at|at-dra]
+    python docs/results/dra/larger.py --out RUNS --data FOLDER --base RUN [ARM ...]
 
 See teachers.py for what the options name, and arms.py for what is trained otherwise. Fewer images,
-since each costs twenty times as much; attacked by 20 steps of PGD on the first 1,000 test images,
-which leaves more than AutoAttack does. About half an hour of one CPU core for each arm. Numbers go
-to records/larger.json.
+since each costs ten times as much; attacked by 20 steps of PGD on the first 1,000 test images,
+which leaves more than AutoAttack does. A quarter of an hour of one CPU core for each arm. Numbers
+go to records/larger.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGER = {
     "run.checkpoint_every": 12_800, "run.log_every": 3_200,
     "players.student.ema": [{"rate": 0.995, "after": IMAGES // 40}],
 }  # fmt: skip
-PARTS = ("at", "at-dra")
+PARTS = ("at", "at-dra", "dm", "dm-dra", "dm-noisy")
 
 
 def parameters(run: Path) -> int:

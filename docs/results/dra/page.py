@@ -195,19 +195,16 @@ def larger(out: Path) -> list[str]:
     first = next(iter(found["runs"]))
     lines += made(out, f"{named(first, found['seed'])}{found['suffix']}", "larger")
     lines += [
-        f"WRN-{found['depth']}-{found['width']}, {found['images']:,} real images, otherwise as in",
+        f"WRN-{found['depth']}-{found['width']}, {found['images']:,} images, otherwise as in",
         f"part 2, seed {found['seed']}. Robust accuracy under 20 steps of PGD, radius",
         f"{found['eps']}, on the first 1,000 test images.", "",
     ]  # fmt: skip
     rows = [
         [ARMS[arm].label, f"{one['parameters']:,}", f"{clean(one):.1f}", f"{robust(one):.1f}"]
-        for arm, one in sorted(found["runs"].items())
+        for arm, one in found["runs"].items()
     ]
     lines += table(("method", "parameters trained", "clean", "robust"), rows)
-    if len(rows) > 1:
-        base, arm = ({"": found["runs"][name]} for name in PAIRS[0])
-        lines += [f"In pairs of images, in points: robust {change(arm, base)}.", ""]
-    return lines
+    return [*lines, *differences({arm: {"": one} for arm, one in found["runs"].items()})]
 
 
 PARTS: Sequence[Callable[[Path], list[str]]] = (
