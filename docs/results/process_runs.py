@@ -208,20 +208,14 @@ def kill(out: Path, number: int, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def references(out: Path, counts: Sequence[int]) -> None:
-    """Runs that are never stopped, one for each number of processes."""
-    for count in counts:
-        name = f"whole-{count}"
-        if not list(out.glob(f"[0-9]*-{name}/checkpoints/{STEPS * BATCH}")):
-            made = tables({**KILLED, "run.name": name})
-            work(out, count, [{"tables": made, "out": str(out)}])
-
-
 def go_on(out: Path, kills: Mapping[str, Mapping[str, Any]]) -> None:
-    """Go on with every run that was killed; those without a checkpoint begin again."""
+    """Go on with every run that was killed, or begin again without a checkpoint.
+
+    Runs that are never stopped are made by the same processes, one for each number of them.
+    """
     for count in sorted({one["processes"] for one in kills.values()}):
         mine = [name for name, one in kills.items() if one["processes"] == count]
-        work(out, count, list(_going_on(out, mine)))
+        work(out, count, list(_going_on(out, [f"whole-{count}", *mine])))
 
 
 def _going_on(out: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:

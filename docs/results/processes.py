@@ -68,7 +68,6 @@ def kills(record: Record, out: Path, rounds: int = ROUNDS) -> None:
     open_ones = {
         name: one for name, one in record.of("kills").items() if name not in record.of("resumed")
     }
-    runs.references(out, sorted({one["processes"] for one in open_ones.values()}))
     runs.go_on(out, open_ones)
     for name, one in open_ones.items():
         record.get("resumed", name, partial(runs.ended_same, out, name, one["processes"]))
