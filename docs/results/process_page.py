@@ -176,7 +176,7 @@ def verdict(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for recipe, (words, _) in RECIPES.items()
     )
     return [
-        f"Within {WANTED:g} in float32: {', '.join(good) or 'none'}. Largest in float32 and in "
+        f"Within {WANTED:g} in float32: {'; '.join(good) or 'none'}. Largest in float32 and in "
         f"float64: {grown}.",
         "",
     ]
@@ -214,7 +214,7 @@ def cut_lines(cuts: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"The link goes down after step {DOWN}; there is a checkpoint every {EVERY} steps; "
         f"`run.timeout` is {TIMEOUT} s. Seconds are from then on, until the process says what is "
-        "wrong and until it is gone.",
+        "wrong and until it is gone: in between, the interpreter takes itself down.",
         "",
         *table(["down at process", "process", "after step", "says so, s", "gone, s", "exit code"],
                rows),

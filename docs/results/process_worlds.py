@@ -55,11 +55,11 @@ def judged(keys: Mapping[str, Any]) -> Tables:
 
 #: From the plainest recipe to the whole one, which also learns where to draw times.
 RECIPES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Tables]]] = {
-    "sgd": ("denoising, SGD", plain),
-    "adamw": ("denoising, AdamW", by_adamw),
-    "attacked": ("and an adversarial view", attacked),
-    "judged": ("and a discriminator", judged),
-    "whole": ("and weighted, learnt times: the whole recipe", tables),
+    "sgd": ("denoising by SGD", plain),
+    "adamw": ("denoising by AdamW", by_adamw),
+    "attacked": ("an adversarial view, too", attacked),
+    "judged": ("a discriminator, too", judged),
+    "whole": ("weighted, learnt times, too: all of it", tables),
 }
 #: What is compared: kind, processes, shared, and whether in float64.
 KINDS: dict[str, tuple[int, bool, bool]] = {
