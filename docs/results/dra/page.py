@@ -32,10 +32,10 @@ TEACHER_PAIRS = (
 HEAD = f"""# DRA: what was measured
 
 Written by `docs/results/dra/page.py`. Small-scale: minutes of one CPU core per run, images of
-{SIZE} pixels and a network of 0.08 M parameters, where the paper trains wide resnets and
-transformers for days on GPUs. What the paper states and what is ours is in the README of
-advdiff-dra. The hypothesis is the paper's: alignment raises clean and robust accuracy, from
-84.33 / 55.25 to 88.54 / 57.29 without synthetic images (WRN-34-10), from 91.12 / 63.35 to
+{SIZE} pixels and a network of 0.08 M parameters (of millions in part 6), where the paper trains
+wide resnets and transformers for days on GPUs. What the paper states and what is ours is in the
+README of advdiff-dra. The hypothesis is the paper's: alignment raises clean and robust accuracy,
+from 84.33 / 55.25 to 88.54 / 57.29 without synthetic images (WRN-34-10), from 91.12 / 63.35 to
 92.36 / 64.12 with a million of them (WRN-28-10).
 """
 
