@@ -53,6 +53,7 @@ def main() -> None:
 
 
 def table(suite: str, entries: list[dict[str, object]]) -> str:
+    """The page of a suite, from its entries."""
     lines = [
         f"# Benchmark: {suite}",
         "",

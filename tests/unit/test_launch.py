@@ -68,7 +68,8 @@ def test_launch_tells_each_process_its_place(start, capfd, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     body = """
 names = "WORLD_SIZE LOCAL_WORLD_SIZE LOCAL_RANK MASTER_ADDR OMP_NUM_THREADS".split()
-print(*[os.environ[name] for name in names], file=sys.stderr)
+# In one write: lines of several processes must not end up in each other.
+os.write(2, (" ".join(os.environ[name] for name in names) + "\\n").encode())
 assert os.environ["MASTER_PORT"].isdigit()
 if rank == 0:
     import socket

@@ -115,7 +115,8 @@ def test_several_samplers_have_a_curve_and_a_column_each(world):
     told = metric.protocol()["samplers of the curves"]
     assert {name: one["use"] for name, one in told.items()} == {n: n for n in told}
     assert told["ddim"] == {
-        "use": "ddim", "grid": None, "rho": 7.0, "clip_x0": False, "eta": 0.0, "keep_eps": False,
+        "use": "ddim", "grid": None, "rho": 7.0, "shift": 1.0, "clip_x0": False, "eta": 0.0,
+        "keep_eps": False,
     }  # fmt: skip
 
 
