@@ -24,7 +24,7 @@ from advdiff_core.types import DataInfo, Domain, Prediction, expand
 from tests.bench.duel import duel, largest_gap, rounds_of
 from tests.bench.peers import k_diffusion
 
-BATCH, ROUNDS, WARM_UP = 8, 7, 1
+BATCH, ROUNDS, WARM_UP = 8, 15, 2
 BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 #: Single precision over so many steps.
 ROUNDING = 2e-3
