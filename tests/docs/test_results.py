@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SCRIPTS = {
     "robustadv": ("vitro", "sweeps", "images", "mnist", "probes"),
     "atdiff": ("points", "digits", "images", "ablation", "robustness"),
-    "dra": ("teachers", "probes", "classifiers", "standard", "sweeps", "analyses", "larger"),
+    "dra": ("teachers", "probes", "classifiers", "standard", "sweeps", "analyses", "larger", "chosen"),
     "adt": ("digits", "cifar", "bias", "backbones"),
 }
 
