@@ -22,9 +22,11 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SCRIPTS = {
     "robustadv": ("vitro", "sweeps", "images", "mnist", "probes"),
     "atdiff": ("points", "digits", "images", "ablation", "robustness"),
-    "dra": ("teachers", "probes", "classifiers", "standard", "sweeps", "analyses", "larger", "chosen"),
+    "dra": (
+        "teachers", "probes", "classifiers", "standard", "sweeps", "analyses", "larger", "chosen",
+    ),
     "adt": ("digits", "cifar", "bias", "backbones"),
-}
+}  # fmt: skip
 
 
 #: Numbers of metrics whose names do not depend on settings, of those that pages show.
@@ -225,6 +227,7 @@ def records_of_dra(stage: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
     better = {str(seed): run_of_dra("1110") for seed in (1, 2, 3)}
     records["classifiers"]["runs"] = {"at": seeds, "at-dra": better, "dm": {}}
     records["standard"]["runs"] = {"at": REPORT}
+    records["chosen"]["runs"] = better
     return records
 
 
@@ -251,6 +254,8 @@ def test_the_page_of_dra_shows_every_record_and_says_what_is_missing(
     assert "| AT | 50.0 (15.0-85.0) | 50.0 (15.0-85.0) | apgd-ce 1 | none |" in found[True]
     assert "| none | none | none | 100.0 | 100.0 |" in found[True]
     assert "| 4.0 | 0.06 | up.1.0 | 100.0 | 100.0 |" in found[True]
+    assert "| AT + DRA, chosen | 3 | 50.0 (50.0-50.0) | 75.0 (75.0-75.0) |" in found[True]
+    assert "clean +0.0, higher in 0 of 2; robust +25.0 +- 49.0, higher in 2 of 2." in found[True]
 
 
 def test_images_count_once_in_a_comparison_however_many_seeds_were_attacked(stage: Any) -> None:
