@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from advdiff_core.backbones.unet import UNet
 from advdiff_core.draws import SeedDraws
+from advdiff_core.engine.memory import keep_freed_memory
 from advdiff_core.interfaces.component import Build
 from advdiff_core.samplers import DDIM, DPMpp2M
 from advdiff_core.schedules import VPLinear
@@ -135,5 +136,6 @@ def _entries(name: str, sides: dict[str, Side]) -> list[dict[str, object]]:
 def run() -> list[dict[str, object]]:
     """The suite's entries."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     bench = Bench()
     return ddim(bench) + dpmpp_2m(bench)
