@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from lab import commit
 
 ROOT = Path(__file__).parents[2]
 #: Examples that a law draws for each mistake, as in the test.
@@ -73,12 +73,6 @@ def row(kind: str, found: list[bool]) -> str:
     """One line of the table."""
     share = 100 * sum(found) / len(found)
     return f"| {kind.replace('_', ' ')} | {len(found)} | {sum(found)} | {share:.1f} % |"
-
-
-def commit() -> str:
-    """The commit at hand."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":
